@@ -1,0 +1,231 @@
+"""Model and diffusion settings: frozen dataclasses, and the presets `l`, `xl` (official), `nano` (packaged), `debug` (tests).
+
+Torch-free, so that the exporter, the trainer and the tests share one description of a model.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field, fields, replace
+from math import prod
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class DiTConfig:
+    """Diffusion transformer (paper section 3.2).
+
+    `depth` counts as the release does: depth // 2 in blocks, one middle block, depth // 2 out blocks.
+    """
+
+    latent_channels: int
+    width: int
+    depth: int
+    num_heads: int
+    context_width: int
+    adaln_rank: int
+    adaln_alpha: float
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        if self.width % self.num_heads or (self.width // self.num_heads) % 2:
+            raise ValueError(
+                f"width {self.width} must be a multiple of num_heads {self.num_heads} with an even head width (RoPE pairs halves)"
+            )
+        if self.depth < 2 or self.depth % 2:
+            raise ValueError(f"depth must be even and at least 2, got {self.depth}")
+
+    @property
+    def head_width(self) -> int:
+        return self.width // self.num_heads
+
+    @property
+    def num_in_blocks(self) -> int:
+        return self.depth // 2
+
+    @property
+    def num_blocks(self) -> int:
+        return 2 * (self.depth // 2) + 1
+
+    @property
+    def input_channels(self) -> int:
+        """Noisy latent, given latent and the mask channel, concatenated."""
+        return 2 * self.latent_channels + 1
+
+
+@dataclass(frozen=True, slots=True)
+class VAEConfig:
+    """Oobleck waveform autoencoder: `channels` times each multiple, one strided block a stride."""
+
+    latent_channels: int
+    channels: int
+    channel_multiples: tuple[int, ...]
+    strides: tuple[int, ...]
+    sample_rate: int = 24000
+
+    def __post_init__(self) -> None:
+        if len(self.channel_multiples) != len(self.strides):
+            raise ValueError(f"one channel multiple a stride, got {self.channel_multiples} and {self.strides}")
+        if any(stride % 2 for stride in self.strides):
+            raise ValueError(f"strides must be even for exact lengths, got {self.strides}")
+
+    @property
+    def hop(self) -> int:
+        """Audio samples per latent frame."""
+        return prod(self.strides)
+
+    @property
+    def latent_rate(self) -> float:
+        """Latent frames per second."""
+        return self.sample_rate / self.hop
+
+
+@dataclass(frozen=True, slots=True)
+class TextConfig:
+    """FLAN-T5 encoder. `hub_name` is the published model; without one the shape below is built and loaded from local weights."""
+
+    width: int
+    hub_name: str | None = None
+    num_layers: int = 0
+    num_heads: int = 0
+    head_width: int = 64
+    ff_width: int = 0
+    vocab_size: int = 32128
+    max_tokens: int = 100
+
+
+@dataclass(frozen=True, slots=True)
+class ControlNetConfig:
+    """Energy ControlNet: a copy of the in blocks fed with frame energies at twice the latent rate."""
+
+    condition_channels: int = 1
+    hidden_channels: tuple[int, int] = (64, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class DiffusionConfig:
+    """Scaled-linear betas rescaled to zero terminal SNR, v-prediction, trailing timesteps."""
+
+    num_train_steps: int = 1000
+    beta_start: float = 0.00085
+    beta_end: float = 0.012
+
+
+@dataclass(frozen=True, slots=True)
+class GenerationDefaults:
+    """What `generate` does when a setting is not given."""
+
+    duration_s: float = 10.0
+    num_steps: int = 100
+    guidance_scale: float = 5.0
+    guidance_rescale: float = 0.75
+    eta: float = 1.0
+    solver: str = "ddim"
+
+
+@dataclass(frozen=True, slots=True)
+class EzAudioConfig:
+    """A whole system: text encoder, DiT, VAE, diffusion."""
+
+    name: str
+    dit: DiTConfig
+    vae: VAEConfig
+    text: TextConfig
+    controlnet: ControlNetConfig = field(default_factory=ControlNetConfig)
+    diffusion: DiffusionConfig = field(default_factory=DiffusionConfig)
+    defaults: GenerationDefaults = field(default_factory=GenerationDefaults)
+    max_duration_s: float = 30.0
+
+    def __post_init__(self) -> None:
+        if self.dit.latent_channels != self.vae.latent_channels:
+            raise ValueError(f"DiT expects {self.dit.latent_channels} latent channels, the VAE makes {self.vae.latent_channels}")
+        if self.dit.context_width != self.text.width:
+            raise ValueError(f"DiT expects text states {self.dit.context_width} wide, the encoder makes {self.text.width}")
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> EzAudioConfig:
+        """Inverse of `to_dict`, from JSON. Raises ValueError on unknown or missing fields."""
+        parts = {
+            "dit": DiTConfig,
+            "vae": VAEConfig,
+            "text": TextConfig,
+            "controlnet": ControlNetConfig,
+            "diffusion": DiffusionConfig,
+            "defaults": GenerationDefaults,
+        }
+        try:
+            values = {key: _build(parts[key], value) if key in parts else value for key, value in data.items()}
+            return cls(**values)
+        except TypeError as error:
+            raise ValueError(f"model settings do not fit this version: {error}") from error
+
+
+def _build(kind: type, data: dict[str, Any]) -> Any:
+    tuples = {f.name for f in fields(kind) if "tuple" in str(f.type)}
+    return kind(**{key: tuple(value) if key in tuples else value for key, value in data.items()})
+
+
+OFFICIAL_VAE = VAEConfig(latent_channels=128, channels=128, channel_multiples=(1, 2, 4, 8), strides=(2, 4, 6, 10))
+
+PRESETS: dict[str, EzAudioConfig] = {}
+
+
+def _preset(config: EzAudioConfig) -> EzAudioConfig:
+    PRESETS[config.name] = config
+    return config
+
+
+L = _preset(
+    EzAudioConfig(
+        name="l",
+        dit=DiTConfig(
+            latent_channels=128, width=1024, depth=24, num_heads=16, context_width=1024, adaln_rank=32, adaln_alpha=32
+        ),
+        vae=OFFICIAL_VAE,
+        text=TextConfig(
+            width=1024, hub_name="google/flan-t5-large", num_layers=24, num_heads=16, head_width=64, ff_width=2816
+        ),
+    )
+)
+XL = _preset(
+    EzAudioConfig(
+        name="xl",
+        dit=DiTConfig(
+            latent_channels=128, width=1152, depth=28, num_heads=16, context_width=2048, adaln_rank=36, adaln_alpha=36
+        ),
+        vae=OFFICIAL_VAE,
+        text=TextConfig(
+            width=2048, hub_name="google/flan-t5-xl", num_layers=24, num_heads=32, head_width=64, ff_width=5120
+        ),
+    )
+)
+NANO = _preset(
+    EzAudioConfig(
+        name="nano",
+        dit=DiTConfig(
+            latent_channels=64, width=256, depth=4, num_heads=4, context_width=128, adaln_rank=8, adaln_alpha=8
+        ),
+        vae=VAEConfig(latent_channels=64, channels=16, channel_multiples=(3, 6, 12, 16), strides=(4, 4, 6, 10)),
+        text=TextConfig(width=128, num_layers=2, num_heads=4, head_width=32, ff_width=256, vocab_size=1024),
+        defaults=GenerationDefaults(num_steps=25, guidance_scale=3.0, guidance_rescale=0.5, eta=0.0),
+    )
+)
+DEBUG = _preset(
+    EzAudioConfig(
+        name="debug",
+        dit=DiTConfig(latent_channels=8, width=32, depth=2, num_heads=2, context_width=16, adaln_rank=2, adaln_alpha=3),
+        vae=VAEConfig(latent_channels=8, channels=4, channel_multiples=(1, 2, 2, 4), strides=(2, 4, 6, 10)),
+        text=TextConfig(width=16, num_layers=1, num_heads=2, head_width=8, ff_width=32, vocab_size=1024),
+        controlnet=ControlNetConfig(hidden_channels=(8, 16)),
+        defaults=GenerationDefaults(num_steps=4, guidance_scale=3.0, guidance_rescale=0.5, eta=0.0),
+    )
+)
+
+
+def preset(name: str, **changes: Any) -> EzAudioConfig:
+    """A named preset, with top-level fields replaced. Raises ValueError for an unknown name."""
+    if name not in PRESETS:
+        raise ValueError(f"unknown model preset {name!r}: expected one of {', '.join(PRESETS)}")
+    return replace(PRESETS[name], **changes)

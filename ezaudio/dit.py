@@ -1,0 +1,131 @@
+"""Latent diffusion transformer of EzAudio (arXiv 2409.10819, section 3.2): in blocks, a middle block, out blocks with long skips."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ezaudio import blocks
+from ezaudio.config import DiTConfig
+from ezaudio.kernels import reference as ops
+
+
+class UDiT(nn.Module):
+    """The transformer over the assembled input (B, 2C + 1, L). `MaskDiT` is what callers use."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        self.patch_embed = blocks.PatchEmbed(config.input_channels, width)
+        self.time_embed = blocks.TimestepEmbed(width)
+        self.time_ada_final = nn.Linear(width, 2 * width)
+        self.time_ada = nn.Linear(width, 6 * width)
+        self.context_embed = blocks.context_embed(config.context_width, width)
+        self.in_blocks = nn.ModuleList(blocks.DiTBlock(config, skip=False) for _ in range(config.num_in_blocks))
+        self.mid_block = blocks.DiTBlock(config, skip=False)
+        self.out_blocks = nn.ModuleList(blocks.DiTBlock(config, skip=True) for _ in range(config.num_in_blocks))
+        self.final_block = blocks.FinalBlock(width, config.latent_channels)
+
+    def all_blocks(self) -> list[blocks.DiTBlock]:
+        """Blocks in the order of computation."""
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]  # type: ignore[list-item]
+
+    def forward(
+        self,
+        inputs: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        context_mask: Tensor | None = None,
+        residuals: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """inputs (B, 2C + 1, L) → velocity (B, C, L); residuals: one (B, L, D) an in block, added to its skip."""
+        x = self.patch_embed(inputs)
+        rope = ops.rope_tables(x.shape[1], self.config.head_width, x.device)
+        time_state = blocks.time_state(self.time_embed, timesteps)
+        shared = self.time_ada(time_state)
+        context = self.context_embed(context)
+        skips = []
+        for index, block in enumerate(self.in_blocks):
+            x = block(x, time_state, shared, context, context_mask, rope)
+            skips.append(x if residuals is None else x + residuals[index])
+        x = self.mid_block(x, time_state, shared, context, context_mask, rope)
+        for block in self.out_blocks:
+            x = block(x, time_state, shared, context, context_mask, rope, skip=skips.pop())
+        return self.final_block(x, self.time_ada_final(time_state))
+
+
+class MaskDiT(nn.Module):
+    """EzAudio's denoiser: velocity from a noisy latent, text states and, for editing, a given latent with its mask."""
+
+    def __init__(self, config: DiTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.model = UDiT(config)
+        self.mask_embed = nn.Parameter(torch.zeros(config.latent_channels))
+        self.initialize()
+
+    def initialize(self) -> None:
+        """Xavier for linears; every block starts as an identity on its input (zeroed last projections), velocity at zero."""
+        for module in self.modules():
+            if isinstance(module, nn.Linear):
+                nn.init.xavier_uniform_(module.weight)
+                if module.bias is not None:
+                    nn.init.zeros_(module.bias)
+        nn.init.normal_(self.model.time_embed.mlp[0].weight, std=0.02)
+        nn.init.normal_(self.model.time_embed.mlp[2].weight, std=0.02)
+        nn.init.normal_(self.mask_embed, std=0.02)
+        nn.init.zeros_(self.model.time_ada.weight)
+        nn.init.zeros_(self.model.time_ada_final.weight)
+        for block in self.model.all_blocks():
+            nn.init.zeros_(block.adaln.lora_b.weight)
+            nn.init.zeros_(block.attn.proj.weight)
+            nn.init.zeros_(block.cross_attn.proj.weight)
+            nn.init.zeros_(block.mlp.net[2].weight)
+        nn.init.zeros_(self.model.final_block.linear.weight)
+
+    def assemble(self, x: Tensor, given: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """Concatenate noisy latent, given latent and mask along channels.
+
+        Args:
+            x: (B, C, L) noisy latent.
+            given: (B, C, L) clean latent to keep where the mask is False; None generates everything.
+            mask: (B, L) True where a frame is to be generated. Required with `given`.
+
+        Returns:
+            (B, 2C + 1, L).
+        """
+        embed = self.mask_embed[None, :, None].to(x.dtype)
+        if given is None:
+            return torch.cat([x, embed.expand_as(x), torch.ones_like(x[:, :1])], dim=1)
+        if mask is None or mask.shape != (x.shape[0], x.shape[2]):
+            raise ValueError(f"a given latent needs a mask of shape {(x.shape[0], x.shape[2])}, got {mask}")
+        frames = mask[:, None]
+        return torch.cat([x, torch.where(frames, embed, given), frames.to(x.dtype)], dim=1)
+
+    def forward(
+        self,
+        x: Tensor,
+        timesteps: Tensor,
+        context: Tensor,
+        context_mask: Tensor | None = None,
+        given: Tensor | None = None,
+        mask: Tensor | None = None,
+        residuals: Sequence[Tensor] | None = None,
+    ) -> Tensor:
+        """Velocity v = √ᾱ·ε − √(1 − ᾱ)·x₀ of the noisy latent.
+
+        Args:
+            x: (B, C, L) noisy latent.
+            timesteps: (B,) integers in 0…999.
+            context: (B, S, D_text) text states.
+            context_mask: (B, S) True where a token is valid; at least one a row.
+            given, mask: see `assemble`.
+            residuals: ControlNet residuals, one (B, L, D) an in block.
+
+        Returns:
+            (B, C, L).
+        """
+        return self.model(self.assemble(x, given, mask), timesteps, context, context_mask, residuals)
