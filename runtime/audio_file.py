@@ -46,9 +46,10 @@ def audio_format(path: str | Path) -> str:
     """Format named by the extension of `path`, one of SUPPORTED_FORMATS. Raises InputError for any other."""
     extension = Path(path).suffix.lower().removeprefix(".")
     if extension not in SUPPORTED_FORMATS:
-        got = f"extension '.{extension}'" if extension else "no extension"
         expected = ", ".join(f".{name}" for name in SUPPORTED_FORMATS)
-        raise InputError(f"'{path}' has {got}, expected one of {expected}: name the file after the format you want")
+        if not extension:
+            raise InputError(f"'{path}' has no extension, expected one of {expected}; a folder has to exist (mkdir -p)")
+        raise InputError(f"'{path}' has unknown format '.{extension}', expected one of {expected}: rename the output")
     return extension
 
 
@@ -153,7 +154,7 @@ def _no_constant(name: str) -> None:
 def _title(metadata: dict[str, Any]) -> str:
     """The prompt on one line, without what no tag can hold."""
     printable = "".join(c if c.isprintable() else " " for c in str(metadata.get("prompt", "")))
-    return " ".join(printable.split())[:MAX_TITLE_CHARS]
+    return " ".join(printable.split())[:MAX_TITLE_CHARS].rstrip()
 
 
 def _chunk(name: str, body: bytes) -> bytes:

@@ -58,14 +58,15 @@ class Destination:
     name: str | None = None
 
     @classmethod
-    def parse(cls, given: str | None, flag: str) -> Destination:
+    def parse(cls, given: str | None, flag: str, num_files: int = 1) -> Destination:
         """Reads FILE|FOLDER (a folder exists or ends with a slash; None is the current one) and checks it is writable.
 
         Args:
             flag: the option that `given` came from, for the messages.
 
         Raises:
-            InputError: no such folder, a folder that cannot be written to, or a target that is not a regular file.
+            InputError: no such folder, a folder that cannot be written to, a target that is not a regular file, or one
+                file named for several.
         """
         if given is None:
             folder, name = Path(), None
@@ -86,6 +87,9 @@ class Destination:
         except OSError as error:
             raise _not_writable(folder, error) from error
         if name is not None:
+            if num_files > 1:
+                fix = "name a folder that exists (mkdir sounds, then sounds/)"
+                raise InputError(f"{flag}: '{given}' is one file, but {num_files} are to be written: {fix}")
             _check_target(folder / name, flag)
         return cls(folder, name)
 
