@@ -1,0 +1,362 @@
+"""`ezaudio-run`: prompts → audio files, from the command line.
+
+Everything that can be checked is checked before the model runs, and each file appears whole or not at all. NumPy,
+soundfile and ONNX Runtime are imported where used: `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import secrets
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+from ezaudio import __version__
+from ezaudio.runtime.audio_file import (
+    SUPPORTED_FORMATS,
+    audio_format,
+    check_bit_depth,
+    encode_audio,
+    encode_metadata,
+    read_settings,
+)
+from ezaudio.runtime.errors import BundleError, EzAudioError, InputError
+from ezaudio.runtime.naming import Destination, file_stem
+from ezaudio.runtime.spectrogram import check_plot_extra, spectrogram_png
+
+if TYPE_CHECKING:
+    from ezaudio.runtime.settings import Generation, Settings, Step
+    from ezaudio.runtime.text_to_audio import TextToAudio
+
+MAX_PROMPT_CHARS = 10_000
+MAX_PROMPTS_FILE_BYTES = 1_000_000
+MAX_SOUNDS = 10_000
+
+HELP = """Make sound from text.
+
+Writes one file for each PROMPT, named after it, into the current folder. Put a prompt of several words in quotes.
+
+\b
+Examples:
+  ezaudio-run "a dog barks in the distance"             # writes a_dog_barks_in_the_distance.wav
+  ezaudio-run "rain on a tin roof" -o rain.flac --duration 8 --seed 7
+  ezaudio-run "church bells" --variations 4 -o takes/   # four seeds; the folder must exist
+  ezaudio-run --prompts-file prompts.txt --format ogg -o sounds/
+  ezaudio-run "waves" --negative "music, speech" --steps 50 --guidance 4
+  ezaudio-run "a train passes" --bundle xl --spectrogram train.png
+  ezaudio-run --from rain.flac -o again.flac            # the same sound again
+  ezaudio-run --from rain.flac --seed 8                 # the same settings, another seed
+
+A file remembers how it was made: its comment holds every setting as JSON, which --from reads. A name made from a
+prompt never replaces a file (rain.wav, then rain-2.wav); a FILE named by -o or --spectrogram is replaced. Settings
+that are not given are the model's own.
+
+Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted.
+"""
+
+# Setting → types that metadata may hold. These names are the keywords of `TextToAudio.settings`, too.
+SETTINGS: dict[str, tuple[type, ...]] = {
+    "prompt": (str,),
+    "negative_prompt": (str,),
+    "duration_s": (int, float),
+    "num_steps": (int,),
+    "guidance_scale": (int, float),
+    "guidance_rescale": (int, float),
+    "eta": (int, float),
+    "seed": (int,),
+    "solver": (str,),
+    "noise": (str,),
+}
+
+
+class _Command(click.Command):
+    """What the user can mend is one line and exit code 2, Ctrl-C is 130, and a defect keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            sys.exit(super().main(*args, **kwargs))
+        except click.ClickException as error:
+            message = error.format_message()
+        except EzAudioError as error:
+            message = str(error)
+        except click.Abort:
+            click.echo("Interrupted: no unfinished file was left.", err=True)
+            sys.exit(130)
+        click.echo(f"Error: {_one_line(message)}", err=True)
+        sys.exit(2)
+
+
+def _one_line(text: str) -> str:
+    """Without line breaks and control characters: a file read by `--from` must not steer the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _tell(message: str) -> None:
+    if not click.get_current_context().params["quiet"]:
+        click.echo(_one_line(message), err=True)
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What to make and where it goes: one sound for each entry of `sounds`, in turn.
+
+    Attributes:
+        sounds: the settings that the user or `--from` named; the bundle's defaults fill the rest.
+        bit_depth: None for a format that has none.
+    """
+
+    sounds: list[dict[str, Any]]
+    output: Destination
+    format: str
+    bit_depth: int | None
+    spectrogram: Destination | None
+    as_json: bool
+    quiet: bool
+
+
+@click.command(cls=_Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("prompts", nargs=-1, metavar="PROMPT...")
+@click.option("--prompts-file", metavar="FILE|-", help="One prompt a line (- reads stdin); # starts a comment.")
+@click.option("--from", "source", metavar="FILE", help="Repeat FILE exactly; options given change single settings.")
+@click.option("-o", "--output", metavar="FILE|FOLDER", help="Where to write; several sounds need a folder that exists.")
+@click.option("--format", type=click.Choice(list(SUPPORTED_FORMATS)), help="Format of files in a folder. [wav]")
+@click.option("--bit-depth", type=click.Choice(["16", "24", "32"]), help="wav: any, 32 is float; flac: 16 or 24. [16]")
+@click.option("--spectrogram", metavar="PNG|FOLDER", help="Draw the spectrogram too. Needs ezaudio[plot].")
+@click.option("--duration", "--duration-s", "duration_s", type=float, metavar="S", help="Seconds of sound.")
+@click.option("--steps", "--num-steps", "num_steps", type=int, metavar="N", help="Sampling steps; more take longer.")
+@click.option(
+    "--guidance",
+    "--guidance-scale",
+    "guidance_scale",
+    type=float,
+    metavar="X",
+    help="How closely to follow the prompt.",
+)
+@click.option(
+    "--rescale", "--guidance-rescale", "guidance_rescale", type=float, metavar="X", help="0 to 1: tames guidance."
+)
+@click.option("--negative", "--negative-prompt", "negative_prompt", metavar="TEXT", help="What must not be heard.")
+@click.option("--seed", type=int, metavar="N", help="Same seed, same sound. [random, and reported]")
+@click.option(
+    "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds a prompt, seeds counting up."
+)
+@click.option("--solver", metavar="NAME", help="ddim, dpmpp_2m or dpmpp_2m_sde.")
+@click.option("--eta", type=float, metavar="X", help="Noise added by each step: 0 (none) to 1.")
+@click.option("--noise", type=click.Choice(["torch", "philox"]), help="Random stream; torch is PyTorch's. [torch]")
+@click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
+@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
+@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. [all cores]")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON a file on stdout; the rest goes to stderr.")
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
+@click.version_option(__version__, message="ezaudio %(version)s")
+def main(
+    prompts: tuple[str, ...],
+    prompts_file: str | None,
+    source: str | None,
+    output: str | None,
+    format: str | None,
+    bit_depth: str | None,
+    spectrogram: str | None,
+    seed: int | None,
+    variations: int,
+    bundle: str | None,
+    precision: str | None,
+    threads: int | None,
+    as_json: bool,
+    quiet: bool,
+    **given: Any,
+) -> None:
+    given = {name: value for name, value in given.items() if value is not None}
+    made_with: dict[str, Any] = {}
+    if source is not None:
+        if prompts or prompts_file is not None:
+            raise InputError("--from brings its own prompt: leave out PROMPT and --prompts-file")
+        made_with = _read_source(source)
+        given = {name: made_with[name] for name in SETTINGS} | given
+        seed = made_with["seed"] if seed is None else seed
+        prompts = (made_with["prompt"],)
+    words = prompts if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts) else ()
+    if prompts_file is not None:
+        prompts += _read_prompts_file(prompts_file)
+    _check_prompts(prompts)
+    if len(prompts) * variations > MAX_SOUNDS:
+        raise InputError(
+            f"{len(prompts) * variations:,} sounds asked for, at most {MAX_SOUNDS:,} a run: split the prompts"
+        )
+    first = secrets.randbelow(2**32) if seed is None else seed
+    seeds = range(first, first + variations)
+    sounds = [{**given, "prompt": prompt, "seed": seed} for prompt in prompts for seed in seeds]
+
+    destination, format = _plan_output(output, format, source, len(sounds))
+    depth = _plan_bit_depth(format, bit_depth, made_with.get("bit_depth"))
+    picture = _plan_spectrogram(spectrogram, len(sounds))
+    model = _load_model(bundle, precision, threads, source, made_with)
+    if words:
+        _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
+    _run(Job(sounds, destination, format, depth, picture, as_json, quiet), model)
+
+
+def _run(job: Job, model: TextToAudio) -> None:
+    """Checks the settings of every sound, then makes one after the other."""
+
+    def metadata_of(settings: Settings) -> dict[str, Any]:
+        maker = {"ezaudio": __version__, "model": model.model, "precision": model.precision}
+        depth = {} if job.bit_depth is None else {"bit_depth": job.bit_depth}
+        return {**maker, "bundle_id": model.bundle_id, **settings.to_dict(), **depth}
+
+    checked = [model.settings(**given) for given in job.sounds]
+    for settings in checked:
+        encode_metadata(metadata_of(settings))
+    for number, settings in enumerate(checked, start=1):
+        stem = file_stem(settings.prompt)
+        start = time.perf_counter()
+        label = f"{stem} ({number}/{len(checked)})" if len(checked) > 1 else stem
+        generation = _generate(model, settings, label, job.quiet)
+        elapsed_s = time.perf_counter() - start
+
+        samples, sample_rate, settings = generation.samples[0], generation.sample_rate, generation.settings[0]
+        audio, warnings = encode_audio(samples, sample_rate, job.format, metadata_of(settings), job.bit_depth or 16)
+        picture = spectrogram_png(samples, sample_rate, settings.prompt) if job.spectrogram else b""
+        path = job.output.write(stem, f".{job.format}", audio)
+        picture_path = job.spectrogram.write(path.stem, ".png", picture) if job.spectrogram else None
+
+        warnings = (*generation.warnings, *warnings)
+        audio_s = len(samples) / sample_rate
+        for warning in warnings:
+            _tell(f"Warning: {warning}")
+        if job.as_json:
+            report = {
+                "file": str(path),
+                "spectrogram": str(picture_path) if picture_path else None,
+                "audio_s": audio_s,
+                "elapsed_s": elapsed_s,
+                "real_time_factor": elapsed_s / audio_s,
+                "sample_rate": sample_rate,
+                "warnings": warnings,
+                "metadata": metadata_of(settings),
+            }
+            click.echo(json.dumps(report))
+        elif not job.quiet:
+            cost = f"{elapsed_s:.2f} s (real-time factor {elapsed_s / audio_s:.3f}, seed {settings.seed})"
+            click.echo(f"{path}: {audio_s:.2f} s of audio in {cost}")
+
+
+def _generate(model: TextToAudio, settings: Settings, label: str, quiet: bool) -> Generation:
+    from tqdm import tqdm
+
+    given = {name: getattr(settings, name) for name in SETTINGS if name != "prompt"}
+    # None: no bar where stderr is no terminal
+    with tqdm(total=settings.num_steps, desc=label, unit="step", leave=False, disable=True if quiet else None) as bar:
+
+        def on_step(step: Step) -> None:
+            bar.update()
+
+        return model.generate([settings.prompt], **given, on_step=on_step)
+
+
+def _check_prompts(prompts: tuple[str, ...]) -> None:
+    if not prompts:
+        raise InputError('no prompt: name one, as in ezaudio-run "a dog barks"; ezaudio-run --help has more examples')
+    for number, prompt in enumerate(prompts, start=1):
+        which = f"prompt {number} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
+        if not prompt.strip():
+            raise InputError(f'{which} is blank: describe a sound, as in ezaudio-run "a dog barks"')
+        if len(prompt) > MAX_PROMPT_CHARS:
+            raise InputError(f"{which} has {len(prompt):,} characters, at most {MAX_PROMPT_CHARS:,} fit: shorten it")
+        if any("\ud800" <= character <= "\udfff" for character in prompt):
+            raise InputError(f"{which} is not valid UTF-8: check the encoding of your terminal")
+
+
+def _read_prompts_file(name: str) -> tuple[str, ...]:
+    try:
+        if name == "-":
+            data = sys.stdin.buffer.read(MAX_PROMPTS_FILE_BYTES + 1)
+        else:
+            with open(name, "rb") as file:
+                data = file.read(MAX_PROMPTS_FILE_BYTES + 1)
+    except OSError as error:
+        raise InputError(f"--prompts-file: '{name}' cannot be read ({error.strerror}): name a text file") from error
+    if len(data) > MAX_PROMPTS_FILE_BYTES:
+        raise InputError(f"--prompts-file: '{name}' is larger than {MAX_PROMPTS_FILE_BYTES:,} bytes: split it")
+    try:
+        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
+    except UnicodeDecodeError as error:
+        line = data[: error.start].count(b"\n") + 1
+        raise InputError(f"--prompts-file: line {line} of '{name}' is not UTF-8: save the file as UTF-8") from error
+    prompts = tuple(line for line in lines if line and not line.startswith("#"))
+    if not prompts:
+        raise InputError(f"--prompts-file: '{name}' has no prompts, only blank lines and comments: write one a line")
+    return prompts
+
+
+def _read_source(source: str) -> dict[str, Any]:
+    """The settings stored in a file that ezaudio made, each of the right type; ranges are checked with the bundle."""
+    found = read_settings(source)
+    for name, types in (SETTINGS | dict.fromkeys(("model", "precision", "bundle_id"), (str,))).items():
+        if not isinstance(found.get(name), types) or isinstance(found[name], bool):
+            got = f"has {name} = {json.dumps(found[name])[:40]}" if name in found else f"lacks {name}"
+            raise InputError(f"--from: '{source}' {got}, so it cannot be repeated: name a file as ezaudio-run wrote it")
+    return found
+
+
+def _plan_output(output: str | None, format: str | None, source: str | None, num_files: int) -> tuple[Destination, str]:
+    """Where the sounds go, and their format: that of the named file, else `--format`, that of `--from`, or wav."""
+    destination = Destination.parse(output, "--output", num_files)
+    if destination.name is None:
+        source_format = Path(source or "").suffix.lower().removeprefix(".")
+        return destination, format or (source_format if source_format in SUPPORTED_FORMATS else "wav")
+    named = audio_format(destination.name)
+    if format not in (None, named):
+        raise InputError(f"--format {format} contradicts --output '{output}': leave one out, or name a folder")
+    return destination, named
+
+
+def _plan_bit_depth(format: str, given: str | None, of_source: Any) -> int | None:
+    if given is not None:
+        check_bit_depth(format, int(given))
+        return int(given)
+    depths = SUPPORTED_FORMATS[format]
+    return next((depth for depth in depths if depth == of_source), depths[0] if depths else None)
+
+
+def _plan_spectrogram(given: str | None, num_files: int) -> Destination | None:
+    if given is None:
+        return None
+    check_plot_extra()
+    destination = Destination.parse(given, "--spectrogram", num_files)
+    if destination.name is not None and not destination.name.lower().endswith(".png"):
+        raise InputError(f"--spectrogram: '{given}' does not end in .png: name a PNG file, or a folder that exists")
+    return destination
+
+
+def _load_model(
+    bundle: str | None, precision: str | None, threads: int | None, source: str | None, made_with: dict[str, Any]
+) -> TextToAudio:
+    """The bundle named by the user, else the one that `source` was made with, else the packaged one."""
+    from ezaudio.runtime.bundle_store import find_bundle
+    from ezaudio.runtime.text_to_audio import TextToAudio
+
+    if not made_with:
+        return TextToAudio(find_bundle(bundle, precision), threads=threads)
+    named = bundle is not None or precision is not None
+    if not named and made_with["model"] in ("l", "xl"):
+        bundle, precision = made_with["model"], made_with["precision"]
+    model = TextToAudio(find_bundle(bundle, precision), threads=threads)
+    if model.bundle_id != made_with["bundle_id"]:
+        maker = f"model {made_with['model']!r} in {made_with['precision']} (bundle {made_with['bundle_id']})"
+        other = f"model {model.model!r} in {model.precision} (bundle {model.bundle_id})"
+        if not named:
+            fix = "name the bundle it was made with by --bundle DIR; any other named so makes another sound"
+            raise BundleError(f"'{source}' was made with {maker}, but at hand is {other}: {fix}")
+        _tell(f"Warning: '{source}' was made with {maker}: {other} makes another sound")
+    return model
