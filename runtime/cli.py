@@ -126,7 +126,7 @@ class Job:
 
 @click.command(cls=_Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
-@click.option("--prompts-file", metavar="FILE|-", help="One prompt a line (- reads stdin); # starts a comment.")
+@click.option("--prompts-file", metavar="FILE|-", help="One prompt per line (- reads stdin); # starts a comment.")
 @click.option("--from", "source", metavar="FILE", help="Repeat FILE exactly; options given change single settings.")
 @click.option("-o", "--output", metavar="FILE|FOLDER", help="Where to write; several sounds need a folder that exists.")
 @click.option("--format", type=click.Choice(list(SUPPORTED_FORMATS)), help="Format of files in a folder. [wav]")
@@ -148,7 +148,7 @@ class Job:
 @click.option("--negative", "--negative-prompt", "negative_prompt", metavar="TEXT", help="What must not be heard.")
 @click.option("--seed", type=int, metavar="N", help="Same seed, same sound. [random, and reported]")
 @click.option(
-    "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds a prompt, seeds counting up."
+    "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds per prompt, seeds counting up."
 )
 @click.option("--solver", metavar="NAME", help="ddim, dpmpp_2m or dpmpp_2m_sde.")
 @click.option("--eta", type=float, metavar="X", help="Noise added by each step: 0 (none) to 1.")
@@ -156,7 +156,7 @@ class Job:
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
 @click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
 @click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. [all cores]")
-@click.option("--json", "as_json", is_flag=True, help="One line of JSON a file on stdout; the rest goes to stderr.")
+@click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
