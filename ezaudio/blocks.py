@@ -105,9 +105,7 @@ class AdaLNSOLA(nn.Module):
 
     def forward(self, time_state: Tensor, shared: Tensor) -> Tensor:
         """time_state (B, D), shared (B, 6D) → (B, 6, D)."""
-        return ops.adaln_sola(
-            shared, self.lora_a(time_state), self.lora_b.weight, self.scale_shift_table, self.scaling
-        )
+        return ops.adaln_sola(shared, self.lora_a(time_state), self.lora_b.weight, self.scale_shift_table, self.scaling)
 
 
 class DiTBlock(nn.Module):

@@ -137,9 +137,13 @@ class EzAudioConfig:
 
     def __post_init__(self) -> None:
         if self.dit.latent_channels != self.vae.latent_channels:
-            raise ValueError(f"DiT expects {self.dit.latent_channels} latent channels, the VAE makes {self.vae.latent_channels}")
+            raise ValueError(
+                f"DiT expects {self.dit.latent_channels} latent channels, the VAE makes {self.vae.latent_channels}"
+            )
         if self.dit.context_width != self.text.width:
-            raise ValueError(f"DiT expects text states {self.dit.context_width} wide, the encoder makes {self.text.width}")
+            raise ValueError(
+                f"DiT expects text states {self.dit.context_width} wide, the encoder makes {self.text.width}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -205,9 +209,16 @@ NANO = _preset(
     EzAudioConfig(
         name="nano",
         dit=DiTConfig(
-            latent_channels=64, width=256, depth=4, num_heads=4, context_width=128, adaln_rank=8, adaln_alpha=8
+            latent_channels=160,
+            width=256,
+            depth=4,
+            num_heads=4,
+            context_width=128,
+            adaln_rank=8,
+            adaln_alpha=8,
+            mlp_ratio=3.0,
         ),
-        vae=VAEConfig(latent_channels=64, channels=16, channel_multiples=(3, 6, 12, 16), strides=(4, 4, 6, 10)),
+        vae=VAEConfig(latent_channels=160, channels=16, channel_multiples=(2, 4, 8, 16), strides=(4, 4, 6, 10)),
         text=TextConfig(width=128, num_layers=2, num_heads=4, head_width=32, ff_width=256, vocab_size=1024),
         defaults=GenerationDefaults(num_steps=25, guidance_scale=3.0, guidance_rescale=0.5, eta=0.0),
     )

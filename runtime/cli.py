@@ -6,14 +6,13 @@ soundfile and ONNX Runtime are imported where used: `--help` answers at once.
 
 from __future__ import annotations
 
-import io
 import json
 import secrets
 import sys
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -26,7 +25,8 @@ from ezaudio.runtime.audio_file import (
     encode_metadata,
     read_settings,
 )
-from ezaudio.runtime.errors import BundleError, EzAudioError, InputError
+from ezaudio.runtime.command import Command, one_line
+from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.naming import Destination, file_stem
 from ezaudio.runtime.spectrogram import check_plot_extra, spectrogram_png
 
@@ -75,35 +75,9 @@ SETTINGS: dict[str, tuple[type, ...]] = {
 }
 
 
-class _Command(click.Command):
-    """What the user can mend is one line and exit code 2, Ctrl-C is 130, and a defect keeps its traceback."""
-
-    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
-        kwargs["standalone_mode"] = False
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show is no reason to fail
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            sys.exit(super().main(*args, **kwargs))
-        except click.ClickException as error:
-            message = error.format_message()
-        except EzAudioError as error:
-            message = str(error)
-        except click.Abort:
-            click.echo("Interrupted: no unfinished file was left.", err=True)
-            sys.exit(130)
-        click.echo(f"Error: {_one_line(message)}", err=True)
-        sys.exit(2)
-
-
-def _one_line(text: str) -> str:
-    """Without line breaks and control characters: a file read by `--from` must not steer the terminal."""
-    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
-
-
 def _tell(message: str) -> None:
     if not click.get_current_context().params["quiet"]:
-        click.echo(_one_line(message), err=True)
+        click.echo(one_line(message), err=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,7 +98,7 @@ class Job:
     quiet: bool
 
 
-@click.command(cls=_Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
 @click.option("--prompts-file", metavar="FILE|-", help="One prompt per line (- reads stdin); # starts a comment.")
 @click.option("--from", "source", metavar="FILE", help="Repeat FILE exactly; options given change single settings.")

@@ -1,0 +1,216 @@
+"""Models → bundle: graphs written part by part, each checked against PyTorch, then the manifest, then one rename.
+
+The text encoder, the DiT and the VAE are loaded, traced and freed one after the other, so that the largest part alone sets the memory.
+"""
+
+from __future__ import annotations
+
+import gc
+import importlib.metadata
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+
+from ezaudio.checkpoints import ModelSource
+from ezaudio.export import graphs, onnx_writer, precision, vae_graphs
+from ezaudio.export.graphs import GUIDANCE_MODES, Graph
+from ezaudio.export.samples import Sample, Sampler
+from ezaudio.runtime import manifest
+from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
+
+# Largest relative error of any output, per precision; int8 applies to the graphs of a step, whose products are integer ones.
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "int8": 1e-1}
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
+
+Progress = Callable[[str, int, int], None]
+"""Called with what is being done, how many of the graphs are done, and how many there are."""
+
+Parts = Iterator[tuple[Graph, Sample]]
+
+
+@dataclass(slots=True)
+class _Build:
+    """A bundle under construction."""
+
+    folder: Path
+    precision: str
+    progress: Progress
+    total: int
+    graphs: dict[str, GraphEntry] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+
+    def add(self, weights_name: str, parts: Parts) -> None:
+        """Write the graphs of one part with a common weights file; once its models are freed, check them."""
+        weights = onnx_writer.WeightFile(self.folder / f"{weights_name}.weights")
+        samples: dict[str, Sample] = {}
+        for graph, sample in parts:
+            self.progress(f"exporting {graph.name}", len(self.graphs), self.total)
+            model = onnx_writer.to_onnx(graph)
+            precision.apply(model, graph.name, self.precision)
+            file = f"{graph.name}.onnx"
+            onnx_writer.write(model, self.folder / file, weights)
+            self.graphs[graph.name] = GraphEntry(file, tuple(graph.inputs), tuple(graph.outputs))
+            samples[graph.name] = sample
+            del graph, model
+        weights.close()
+        del parts
+        gc.collect()
+        for name, sample in samples.items():
+            self.progress(f"checking {name}", len(self.graphs), self.total)
+            self.checks += check_graph(self.folder / f"{name}.onnx", name, sample, self.precision)
+
+
+def check_graph(path: Path, name: str, sample: Sample, precision_name: str) -> list[Check]:
+    """Run a graph in ONNX Runtime and compare every output with the expected one."""
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    results = session.run(list(sample.expected), sample.inputs)
+    stored = "fp16" if precision_name == "int8" and not precision.has_integer_products(name) else precision_name
+    return [
+        Check(name, output, relative_error(got, sample.expected[output]), TOLERANCES[stored])
+        for output, got in zip(sample.expected, results, strict=True)
+    ]
+
+
+def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
+    """‖got − expected‖ / ‖expected‖ in float64; infinite when anything is not finite."""
+    if got.shape != expected.shape or not np.isfinite(got).all():
+        return float("inf")
+    difference, norm = (np.linalg.norm(x.astype(np.float64)) for x in (got - expected, expected))
+    return float(difference / max(norm, 1e-30))
+
+
+def _text_parts(source: ModelSource, sampler: Sampler) -> Parts:
+    encoder = source.text_encoder()
+    graph = graphs.TextEncoderGraph(encoder, source.config)
+    yield graph, sampler.text_encoder(graph, encoder)
+
+
+def _dit_parts(source: ModelSource, sampler: Sampler) -> Parts:
+    config, dit = source.config, source.dit()
+    blocks = dit.model.all_blocks()
+    conditioner = graphs.ConditionerGraph(dit.model, blocks, config, "conditioner")
+    modulation = graphs.ModulationGraph(dit.model, blocks, config, "modulation")
+    frame_bias = graphs.FrameBiasGraph(dit, config)
+    yield conditioner, sampler.conditioner(conditioner)
+    yield modulation, sampler.modulation(modulation)
+    yield frame_bias, sampler.frame_bias(frame_bias)
+    for mode in GUIDANCE_MODES:
+        graph = graphs.DenoiserGraph(dit, config, mode)
+        yield graph, sampler.denoiser(graph, dit, conditioner, modulation, frame_bias)
+    controlnet = source.controlnet()
+    if controlnet is None:
+        return
+    for mode in GUIDANCE_MODES:
+        graph = graphs.DenoiserGraph(dit, config, mode, controlled=True)
+        yield graph, sampler.denoiser(graph, dit, conditioner, modulation, frame_bias, controlnet)
+
+
+def _controlnet_parts(source: ModelSource, sampler: Sampler) -> Parts:
+    controlnet = source.controlnet()
+    assert controlnet is not None
+    config, dit = source.config, source.dit()
+    blocks = list(controlnet.in_blocks)
+    conditioner = graphs.ConditionerGraph(controlnet, blocks, config, "controlnet_conditioner")  # type: ignore[arg-type]
+    modulation = graphs.ModulationGraph(controlnet, blocks, config, "controlnet_modulation")  # type: ignore[arg-type]
+    frame_bias = graphs.FrameBiasGraph(dit, config, controlnet)
+    yield conditioner, sampler.conditioner(conditioner)
+    yield modulation, sampler.modulation(modulation)
+    yield frame_bias, sampler.frame_bias(frame_bias)
+    for mode in GUIDANCE_MODES:
+        graph = graphs.ControlNetGraph(controlnet, config, mode)
+        yield graph, sampler.controlnet(graph, dit, controlnet, conditioner, modulation, frame_bias)
+
+
+def _vae_parts(source: ModelSource, sampler: Sampler) -> Parts:
+    vae = source.vae()
+    decoder = vae_graphs.DecoderGraph(vae, source.config)
+    yield decoder, sampler.decoder(decoder, vae)
+    encoder = vae_graphs.EncoderGraph(vae, source.config)
+    yield encoder, sampler.encoder(encoder, vae)
+
+
+def export_bundle(
+    source: ModelSource, output: Path, precision_name: str = "fp32", progress: Progress = lambda *_: None
+) -> Manifest:
+    """Write a bundle to the folder `output`, replacing a bundle that is there.
+
+    Nothing that looks like a bundle exists until every graph is written and within its tolerance: the work happens in a hidden folder
+    beside `output`, which is removed on any failure and renamed at the end.
+
+    Raises:
+        InputError: unknown precision, or `output` is something else than a bundle or an empty folder.
+        BundleError: a graph differs from its PyTorch module by more than the tolerance; the message lists every such output.
+    """
+    if precision_name not in precision.PRECISIONS:
+        raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")
+    controlled = "controlnet" in source.fills
+    with _replaced_folder(output) as folder:
+        build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
+        build.add("text_encoder", _text_parts(source, Sampler(source.config)))
+        build.add("denoiser", _dit_parts(source, Sampler(source.config)))
+        if controlled:
+            build.add("controlnet", _controlnet_parts(source, Sampler(source.config)))
+        build.add("vae", _vae_parts(source, Sampler(source.config)))
+        _refuse_errors(build.checks)
+        for name, path in source.tokenizer_files().items():
+            shutil.copyfile(path, folder / name)
+        progress("hashing", build.total, build.total)
+        Manifest(
+            config=source.config,
+            precision=precision_name,
+            origin=source.origin,
+            licence=source.licence,
+            graphs=build.graphs,
+            files={path.name: manifest.describe_file(path) for path in sorted(folder.iterdir())},
+            checks=tuple(build.checks),
+            packages={name: importlib.metadata.version(name) for name in PACKAGES},
+        ).write(folder)
+    return manifest.read_manifest(output, verify=False)
+
+
+def _refuse_errors(checks: list[Check]) -> None:
+    bad = [check for check in checks if not check.relative_error <= check.tolerance]
+    if bad:
+        rows = "; ".join(f"{c.graph}.{c.output} {c.relative_error:.1e} > {c.tolerance:.0e}" for c in bad)
+        raise BundleError(
+            f"the exported graphs differ from PyTorch by more than the tolerance, nothing was written: {rows}"
+        )
+
+
+@contextmanager
+def _replaced_folder(output: Path) -> Iterator[Path]:
+    """A hidden folder beside `output` that takes its place when the block succeeds and vanishes when it fails."""
+    output = output.absolute()
+    if (
+        output.exists()
+        and not (output / manifest.FILE_NAME).is_file()
+        and (not output.is_dir() or any(output.iterdir()))
+    ):
+        raise InputError(f"'{output}' exists and is no bundle: name a new folder for --output")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))
+    except OSError as error:
+        raise InputError(f"cannot write to '{output.parent}' ({error.strerror}): name another --output") from error
+    try:
+        partial.chmod(0o755)
+        yield partial
+        if output.exists():
+            old = partial.with_suffix(".old")
+            output.rename(old)
+            partial.rename(output)
+            shutil.rmtree(old)
+        else:
+            partial.rename(output)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)

@@ -1,0 +1,580 @@
+"""From files, or a seed, to modules: the official release, folders of our own, random weights.
+
+    source = open_source("l")                       # the release, from the Hub
+    source = open_source("l", checkpoint=folder)    # a local copy of it
+    source = open_source("my-model/")               # a folder that `save_folder` wrote
+    source = open_source("xl", random_weights=True)
+    dit = source.dit()
+
+Parts are loaded on demand: XL with its text encoder takes 8 GB, and an exporter needs one part at a time.
+Only tensors are read. A pickle that asks for anything else is refused and nothing of it runs.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import json
+import math
+import pickle
+import secrets
+import shutil
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
+
+from ezaudio import hub
+from ezaudio.config import PRESETS, EzAudioConfig, TextConfig, preset
+from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
+
+try:
+    import torch
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import save_file
+    from torch import Tensor, nn
+
+    from ezaudio.blocks import Rotary
+    from ezaudio.controlnet import ControlNet
+    from ezaudio.dit import MaskDiT
+    from ezaudio.text import build_text_encoder
+    from ezaudio.vae import AutoencoderOobleck, SnakeBeta, WeightNormConv
+except ModuleNotFoundError as error:
+    raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[export]"') from error
+
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
+
+StateDict = dict[str, Tensor]
+Fill = Callable[[nn.Module], None]
+"""Gives values to a module that was built on the meta device."""
+Module = TypeVar("Module", bound=nn.Module)
+
+RELEASE = "OpenSound/EzAudio"
+RELEASE_LICENCE = "MIT (EzAudio), Apache-2.0 (FLAN-T5)"
+VAE_FILE = "ckpts/vae/1m.pt"
+DIT_FILES = {"l": "ckpts/s3/ezaudio_s3_l.pt", "xl": "ckpts/s3/ezaudio_s3_xl.pt"}
+ENERGY_FILES = {"l": "ckpts/controlnet/s3_l_energy.pt"}
+VAE_PREFIX = "autoencoder."
+
+TEXT_WEIGHTS, TEXT_INDEX = "model.safetensors", "model.safetensors.index.json"
+HUB_TEXT_WEIGHTS = {"google/flan-t5-large": TEXT_WEIGHTS, "google/flan-t5-xl": TEXT_INDEX}
+EMBEDDING_KEYS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one tensor in T5
+
+TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
+FOLDER_FILES = ("config.json", "dit.safetensors", "vae.safetensors", "text_encoder.safetensors", *TOKENIZER_FILES)
+CONTROLNET_FILE = "controlnet.safetensors"
+NANO_FOLDER = Path(__file__).parent / "nano"
+
+MAX_JSON_BYTES = 1_000_000
+# What a damaged file makes torch.load raise, depending on where the damage is.
+_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+
+
+def read_state_dict(path: Path, *, entry: Literal["model", "state_dict"] | None = None) -> StateDict:
+    """Tensors of a checkpoint, mapped from the file where its format allows.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` holding a dictionary.
+        entry: where the release wraps its tensors in a `.pt`: "model" (DiT, ControlNet), or "state_dict" (VAE: only the
+            keys under `autoencoder.`, which is taken off; the rest is a discriminator). None: nowhere.
+
+    Raises:
+        BundleError: missing, damaged, of another format, or a pickle of more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return _read_safetensors(path)
+    if path.suffix not in (".pt", ".pth", ".ckpt"):
+        raise BundleError(f"'{path}' is no checkpoint: expected .safetensors, .pt, .pth or .ckpt")
+    if not path.is_file():
+        raise BundleError(f"'{path}' does not exist or is not a file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise BundleError(
+            f"'{path}' holds more than tensors, or is damaged: its pickled code was not run; expected a file of tensors"
+            " alone, .safetensors at best"
+        ) from error
+    except _DAMAGE as error:
+        raise BundleError(f"'{path}' cannot be read ({_first_line(error)}): download or save it again") from error
+    if entry is not None:
+        if not isinstance(content, dict) or not isinstance(content.get(entry), dict):
+            raise BundleError(f"'{path}' has no dictionary {entry!r}: expected a file laid out as {RELEASE}'s")
+        content = content[entry]
+    if not isinstance(content, dict):
+        raise BundleError(f"'{path}' holds {type(content).__name__}: expected a dictionary of tensors")
+    if entry == "state_dict":
+        content = {key.removeprefix(VAE_PREFIX): value for key, value in content.items() if key.startswith(VAE_PREFIX)}
+    others = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if others:
+        raise BundleError(f"'{path}' holds values that are no tensors: {', '.join(others)}")
+    return content
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_name: str) -> None:
+    """Strict load, in the module's dtypes. A module on the meta device takes the tensors over, any other copies them.
+
+    Raises:
+        BundleError: keys missing, unexpected or of another shape, or values that are not finite: every one is listed,
+            one a line below a summary, and nothing was loaded.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key}: expected {_describe(value)}, got {_describe(state_dict[key])}"
+        for key, value in expected.items()
+        if key in state_dict and _describe(value) != _describe(state_dict[key])
+    ]
+    if missing or unexpected or misshapen:
+        raise BundleError(
+            f"{source_name} does not fit {type(module).__name__}:"
+            f" {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape"
+            + _list("missing", missing)
+            + _list("unexpected", unexpected)
+            + _list("shape", misshapen)
+        )
+    tensors = {key: state_dict[key].detach().to(value.dtype) for key, value in expected.items()}
+    _check_finite(tensors, source_name)
+    module.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
+
+
+@dataclass(frozen=True)
+class ModelSource:
+    """Where the parts of a system come from. Each call loads its part anew: float32, eval mode, no gradients.
+
+    `origin` and `licence` are what a bundle made of these parts says about them.
+    """
+
+    config: EzAudioConfig
+    origin: str
+    licence: str
+    fills: Mapping[str, Fill]
+    find_tokenizer: Callable[[], dict[str, Path]]
+
+    def dit(self) -> MaskDiT:
+        """The diffusion transformer."""
+        return self._load("dit", lambda: MaskDiT(self.config.dit))
+
+    def vae(self) -> AutoencoderOobleck:
+        """The autoencoder, its weight-norm folded."""
+        return self._load("vae", lambda: AutoencoderOobleck(self.config.vae)).fold_weight_norm().requires_grad_(False)
+
+    def text_encoder(self) -> T5EncoderModel:
+        """The encoder half of T5, with eager attention."""
+        import transformers.models.t5.modeling_t5  # noqa: F401  not first under the meta device: constants would land there
+
+        encoder = self._load("text_encoder", lambda: build_text_encoder(self.config.text))
+        encoder.encoder.embed_tokens.weight = encoder.shared.weight  # taking tensors over undid the tie
+        return encoder
+
+    def controlnet(self) -> ControlNet | None:
+        """The energy ControlNet, None where the source has none."""
+        if "controlnet" not in self.fills:
+            return None
+        return self._load("controlnet", lambda: ControlNet(self.config.dit, self.config.controlnet))
+
+    def tokenizer_files(self) -> dict[str, Path]:
+        """Paths of "tokenizer.json" and "spiece.model", valid as long as this source is referenced."""
+        return self.find_tokenizer()
+
+    def _load(self, part: str, build: Callable[[], Module]) -> Module:
+        try:
+            with torch.device("meta"):
+                module = build()
+        except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+            raise BundleError(f"{self.origin}: its settings make no {part} ({_first_line(error)})") from error
+        self.fills[part](module)
+        return module.requires_grad_(False).eval()
+
+
+def open_source(
+    model: str,
+    *,
+    checkpoint: Path | None = None,
+    text_encoder: Path | None = None,
+    controlnet: str | Path | None = None,
+    random_weights: bool = False,
+    seed: int = 0,
+) -> ModelSource:
+    """Finds the parts of a model and checks that local files are there; loads nothing yet.
+
+    Args:
+        model: "l" or "xl" (official), "nano" (in the package), or a folder that `save_folder` wrote. With
+            `random_weights` any preset, "debug" too.
+        checkpoint: official models only. A folder laid out as the release (`ckpts/…`), or one `.pt` or `.safetensors`
+            file with the DiT; then the rest comes from the Hub.
+        text_encoder: official models only. A transformers folder: config.json, model.safetensors (or its shards),
+            tokenizer.json, spiece.model.
+        controlnet: "energy" for the model's own (L, or a folder that has one), or a file. None: only what a folder has.
+        random_weights: reproducible values from `seed` in every layer, none of them zero.
+        seed: any whole number.
+
+    Raises:
+        InputError: unknown model, or options that do not go together.
+        BundleError: local files are missing or are no model.
+        MissingExtraError: transformers is not installed.
+    """
+    if importlib.util.find_spec("transformers") is None:
+        raise MissingExtraError('transformers is not installed: pip install "ezaudio[export]"')
+    if random_weights:
+        if checkpoint or text_encoder or controlnet not in (None, "energy"):
+            raise InputError("random weights take no files: leave out checkpoint, text encoder and ControlNet files")
+        return _random_source(_known(model), with_controlnet=controlnet is not None, seed=seed)
+    if model in DIT_FILES:
+        return _official_source(preset(model), _path(checkpoint), _path(text_encoder), controlnet)
+    if checkpoint or text_encoder:
+        raise InputError(f"model '{model}' brings all its parts: a checkpoint or text encoder goes with l and xl only")
+    if model == "nano":
+        if not NANO_FOLDER.is_dir():
+            raise BundleError("nano's weights are not in this installation: reinstall ezaudio, or use random weights")
+        return _folder_source(NANO_FOLDER, controlnet, origin="nano, of this package", licence="MIT")
+    if model in PRESETS:
+        raise InputError(f"model '{model}' has no trained weights: add random weights, or choose l, xl or nano")
+    folder = Path(model)
+    if not folder.is_dir():
+        raise InputError(f"unknown model '{model}': expected l, xl, nano or a folder with {', '.join(FOLDER_FILES)}")
+    return _folder_source(folder, controlnet, origin=f"folder {folder.resolve().name}", licence="not stated")
+
+
+def save_folder(
+    folder: Path,
+    config: EzAudioConfig,
+    dit: MaskDiT,
+    vae: AutoencoderOobleck,
+    text_encoder: T5EncoderModel,
+    tokenizer_files: Mapping[str, Path],
+    controlnet: ControlNet | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> None:
+    """Writes a folder that `open_source` reads, whole or not at all; replaces an empty folder or one of the same kind.
+
+    Args:
+        vae: with or without weight-norm, not changed; stored folded.
+        tokenizer_files: "tokenizer.json" and "spiece.model".
+        dtype: float32, or float16 for half the size. Buffers stay as they are.
+
+    Raises:
+        InputError: the folder cannot be written or holds something else.
+        BundleError: weights that are not finite in `dtype`.
+    """
+    if dtype not in (torch.float32, torch.float16):
+        raise InputError(f"weights are stored in float32 or float16, got {dtype}")
+    if dit.config != config.dit or vae.config != config.vae or text_encoder.config.d_model != config.text.width:
+        raise InputError(f"the modules are not those that the settings of '{config.name}' describe")
+    folder = folder.absolute()
+    _check_replaceable(folder)
+    parts: dict[str, nn.Module] = {
+        "dit.safetensors": dit,
+        "vae.safetensors": copy.deepcopy(vae).fold_weight_norm(),
+        "text_encoder.safetensors": text_encoder,
+    }
+    if controlnet is not None:
+        parts[CONTROLNET_FILE] = controlnet
+    temporary = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    old = temporary.with_suffix(".old")
+    try:
+        temporary.mkdir()
+        for name, module in parts.items():
+            _write_safetensors(temporary / name, module, dtype)
+        for name in TOKENIZER_FILES:
+            shutil.copyfile(tokenizer_files[name], temporary / name)
+        (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
+        if folder.exists():
+            folder.rename(old)
+        temporary.rename(folder)
+    except (OSError, SafetensorError) as error:
+        if old.exists() and not folder.exists():
+            old.rename(folder)
+        raise InputError(f"'{folder}' cannot be written: {_first_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _official_source(
+    config: EzAudioConfig, checkpoint: Path | None, text_encoder: Path | None, controlnet: str | Path | None
+) -> ModelSource:
+    dit_file = DIT_FILES[config.name]
+    if controlnet == "energy" and config.name not in ENERGY_FILES:
+        raise InputError(f"there is no energy ControlNet for {config.name}: use model l, or give a ControlNet file")
+
+    find: Callable[[str], Path] = partial(hub.download, RELEASE)
+    find_dit = partial(find, dit_file)
+    origin = f"{RELEASE} {dit_file}"
+    if checkpoint is not None and checkpoint.is_dir():
+        needed = [dit_file, VAE_FILE, *([ENERGY_FILES[config.name]] if controlnet == "energy" else [])]
+        _check_present(checkpoint, needed, f"a copy of {RELEASE}")
+        find = checkpoint.joinpath
+        find_dit = partial(find, dit_file)
+        origin = f"local copy of {origin}"
+    elif checkpoint is not None:
+        if not checkpoint.is_file():
+            raise InputError(f"checkpoint '{checkpoint}' does not exist: expected a folder with ckpts/ or a file")
+        find_dit = lambda: checkpoint  # noqa: E731
+        origin = f"local {checkpoint.name}, VAE of {RELEASE}"
+
+    fills = {"dit": _from_file(find_dit, "model"), "vae": _from_file(partial(find, VAE_FILE), "state_dict")}
+    if controlnet == "energy":
+        fills["controlnet"] = _from_file(partial(find, ENERGY_FILES[config.name]), "model")
+    elif controlnet is not None:
+        fills["controlnet"] = _given_controlnet(controlnet)
+
+    hub_name = str(config.text.hub_name)
+    find_text: Callable[[str], Path] = partial(hub.download, hub_name)
+    text_weights = HUB_TEXT_WEIGHTS.get(hub_name, TEXT_WEIGHTS)
+    if text_encoder is not None:
+        text_weights = _check_text_folder(text_encoder, config.text)
+        find_text = text_encoder.joinpath
+    fills["text_encoder"] = _from_transformers(find_text, text_weights)
+    return ModelSource(
+        config, origin, RELEASE_LICENCE, fills, lambda: {name: find_text(name) for name in TOKENIZER_FILES}
+    )
+
+
+def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, licence: str) -> ModelSource:
+    needed = [*FOLDER_FILES, *([CONTROLNET_FILE] if controlnet == "energy" else [])]
+    _check_present(folder, needed, "a model folder")
+    try:
+        config = EzAudioConfig.from_dict(_read_json(folder / "config.json"))
+    except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
+        raise BundleError(f"'{folder / 'config.json'}' describes no model: {_first_line(error)}") from error
+    fills = {part: _from_file(partial(folder.joinpath, f"{part}.safetensors")) for part in ("dit", "vae")}
+    fills["text_encoder"] = _from_transformers(folder.joinpath, "text_encoder.safetensors")
+    if controlnet not in (None, "energy"):
+        fills["controlnet"] = _given_controlnet(controlnet)
+    elif (folder / CONTROLNET_FILE).is_file():
+        fills["controlnet"] = _from_file(partial(folder.joinpath, CONTROLNET_FILE))
+    return ModelSource(config, origin, licence, fills, lambda: {name: folder / name for name in TOKENIZER_FILES})
+
+
+def _random_source(config: EzAudioConfig, with_controlnet: bool, seed: int) -> ModelSource:
+    parts = ["dit", "vae", "text_encoder", *(["controlnet"] if with_controlnet else [])]
+    fills: dict[str, Fill] = {part: partial(_fill_randomly, seed=seed, part=part) for part in parts}
+    return ModelSource(config, f"random weights, seed {seed}", "none needed", fills, _SmallTokenizer())
+
+
+def _from_file(find: Callable[[], Path], entry: Literal["model", "state_dict"] | None = None) -> Fill:
+    def fill(module: nn.Module) -> None:
+        path = find()
+        state_dict = read_state_dict(path, entry=entry)
+        if isinstance(module, AutoencoderOobleck) and not any(key.endswith(".weight_g") for key in state_dict):
+            module.fold_weight_norm()
+        load_weights(module, state_dict, f"'{path}'")
+
+    return fill
+
+
+def _from_transformers(find: Callable[[str], Path], weights: str) -> Fill:
+    """The encoder half of T5 weights in one file, or in the shards that an index names."""
+
+    def fill(module: nn.Module) -> None:
+        path = find(weights)
+        shards = _shards(path) if weights == TEXT_INDEX else [weights]
+        state_dict: StateDict = {}
+        for shard in shards:
+            state_dict |= _read_safetensors(find(shard), _of_encoder)
+        embeddings = [state_dict.pop(key) for key in EMBEDDING_KEYS if key in state_dict]
+        if embeddings:
+            state_dict |= dict.fromkeys(EMBEDDING_KEYS[:2], embeddings[0])
+        load_weights(module, state_dict, f"'{path}'")
+
+    return fill
+
+
+def _given_controlnet(controlnet: str | Path) -> Fill:
+    path = Path(controlnet)
+    if not path.is_file():
+        raise InputError(f"ControlNet '{controlnet}' does not exist: expected 'energy', or a .safetensors or .pt file")
+    return _from_file(lambda: path, "model")
+
+
+def _of_encoder(key: str) -> bool:
+    return key.startswith("encoder.") or key in EMBEDDING_KEYS
+
+
+def _shards(index: Path) -> list[str]:
+    """Names of the shards that hold the encoder. Raises BundleError where one would lie outside the index's folder."""
+    weight_map = _read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+        raise BundleError(f"'{index}' has no weight_map of file names")
+    shards = sorted({name for key, name in weight_map.items() if _of_encoder(key)})
+    for shard in shards:
+        if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
+            raise BundleError(f"'{index}' names {shard!r}: expected .safetensors files beside it")
+    return shards
+
+
+def _check_text_folder(folder: Path, text: TextConfig) -> str:
+    """Name of the file that holds, or lists, the weights of a local transformers folder."""
+    weights = TEXT_INDEX if (folder / TEXT_INDEX).is_file() and not (folder / TEXT_WEIGHTS).exists() else TEXT_WEIGHTS
+    _check_present(folder, ["config.json", weights, *TOKENIZER_FILES], "a text encoder folder")
+    if weights == TEXT_INDEX:
+        _check_present(folder, _shards(folder / TEXT_INDEX), "a text encoder folder")
+    expected = {
+        "model_type": "t5",
+        "d_model": text.width,
+        "d_kv": text.head_width,
+        "d_ff": text.ff_width,
+        "num_layers": text.num_layers,
+        "num_heads": text.num_heads,
+        "vocab_size": text.vocab_size,
+        "feed_forward_proj": "gated-gelu",
+        "layer_norm_epsilon": 1e-6,
+        "relative_attention_num_buckets": 32,
+        "relative_attention_max_distance": 128,
+    }
+    settings = _read_json(folder / "config.json")
+    wrong = [
+        f"{key} {settings[key]!r} (expected {value!r})"
+        for key, value in expected.items()
+        if settings.get(key, value) != value
+    ]
+    if wrong:
+        wanted = text.hub_name or "the model's own"
+        raise BundleError(f"'{folder}' is another text encoder than {wanted}: {', '.join(wrong)}")
+    return weights
+
+
+def _check_present(folder: Path, names: Iterable[str], what: str) -> None:
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is not a folder: expected {what}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(f"'{folder}' is not {what}: missing {', '.join(missing)}")
+
+
+def _check_replaceable(folder: Path) -> None:
+    if not folder.parent.is_dir():
+        raise InputError(f"'{folder.parent}' is not a folder: make it first (mkdir -p)")
+    if not folder.exists() and not folder.is_symlink():
+        return
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {""}
+    if names and not ("config.json" in names and names <= {*FOLDER_FILES, CONTROLNET_FILE}):
+        raise InputError(f"'{folder}' exists and is no model folder: choose another name, or remove it")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BundleError(f"'{path}' is larger than {MAX_JSON_BYTES} bytes: no settings file")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"'{path}' cannot be read: {_first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise BundleError(f"'{path}' holds {type(data).__name__}: expected a JSON object")
+    return data
+
+
+def _read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True) -> StateDict:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118  not a mapping
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"'{path}' cannot be read as safetensors: {_first_line(error)}") from error
+
+
+def _write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
+    tensors = {name: buffer.contiguous() for name, buffer in module.named_buffers()}
+    for name, parameter in module.named_parameters():  # a tied parameter once, under its first name
+        tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
+    _check_finite(tensors, f"{path.stem} in {dtype}")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    bad = [key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    if bad:
+        raise BundleError(f"{name} holds values that are not finite in {len(bad)} tensors" + _list("not finite", bad))
+
+
+def _fill_randomly(module: nn.Module, seed: int, part: str) -> None:
+    """Values under which no block is an identity and signals keep their size through any number of blocks."""
+    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part}".encode()))
+    state_dict: StateDict = {}
+    for prefix, child in module.named_modules():
+        for short, parameter in child.named_parameters(recurse=False):
+            name = f"{prefix}.{short}" if prefix else short
+            mean, std = _random_scale(child, name, parameter.shape)
+            state_dict[name] = torch.empty(parameter.shape).normal_(mean, std, generator=generator)
+        if isinstance(child, Rotary):
+            state_dict[f"{prefix}.inv_freq"] = Rotary(child.head_width).inv_freq
+    load_weights(module, state_dict, f"random weights, seed {seed}")
+
+
+# Last projections of residual branches, modulations, and T5's queries, which have no 1/√E: less than unit gain.
+_SMALL_GAINS = {
+    "cross_attn.proj.weight": 0.2,
+    ".attn.proj.weight": 0.5,
+    "mlp.net.2.weight": 0.5,
+    "lora_b.weight": 0.2,
+    "time_ada.weight": 0.2,
+    "time_ada_final.weight": 0.2,
+    "SelfAttention.q.weight": 0.15,
+}
+
+
+def _random_scale(child: nn.Module, name: str, shape: torch.Size) -> tuple[float, float]:
+    """Mean and standard deviation of a parameter."""
+    if isinstance(child, WeightNormConv) and name.endswith("weight_g"):
+        gain = 0.5
+        if child.transposed:  # its norm spans outputs and taps, two of which meet in an output sample
+            inputs, outputs, _ = child.weight_v.shape
+            gain *= math.sqrt(outputs * child.stride / inputs)
+        return gain, 0.1 * gain
+    if type(child).__name__.endswith("Norm") and name.endswith("weight"):
+        return 1.0, 0.1
+    if isinstance(child, nn.Embedding):
+        return 0.0, 0.5
+    if len(shape) < 2 or isinstance(child, SnakeBeta) or name.endswith("scale_shift_table"):
+        return 0.0, 0.1
+    gain = next((gain for suffix, gain in _SMALL_GAINS.items() if name.endswith(suffix)), 1.0)
+    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
+
+
+class _SmallTokenizer:
+    """nano's tokenizer; without nano's weights, one trained on a word list and kept while this object lives."""
+
+    def __init__(self) -> None:
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    def __call__(self) -> dict[str, Path]:
+        packaged = {name: NANO_FOLDER / name for name in TOKENIZER_FILES}
+        if all(path.is_file() for path in packaged.values()):
+            return packaged
+        if self._folder is None:
+            try:
+                from ezaudio.data.tokenizer import CHARACTERS, GENERAL_WORDS, to_tokenizers, train_tokenizer
+            except ModuleNotFoundError as error:
+                raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[train]"') from error
+            model = train_tokenizer([*GENERAL_WORDS.split(), *CHARACTERS.split()] * 4, vocab_size=600)
+            self._folder = tempfile.TemporaryDirectory(prefix="ezaudio-tokenizer-")
+            Path(self._folder.name, "spiece.model").write_bytes(model)
+            to_tokenizers(model).save(str(Path(self._folder.name, "tokenizer.json")))
+        return {name: Path(self._folder.name, name) for name in TOKENIZER_FILES}
+
+
+def _known(model: str) -> EzAudioConfig:
+    if model not in PRESETS:
+        raise InputError(f"random weights need a known model, one of {', '.join(PRESETS)}; got '{model}'")
+    return preset(model)
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' of {tensor.dtype}'}"
+
+
+def _list(label: str, names: Collection[str]) -> str:
+    return "".join(f"\n  {label}: {name}" for name in names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

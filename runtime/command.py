@@ -1,0 +1,37 @@
+"""What the command-line tools share: one line for what the user can mend, exit codes, and nothing heavy imported."""
+
+from __future__ import annotations
+
+import io
+import sys
+from typing import Any, NoReturn
+
+import click
+
+from ezaudio.runtime.errors import EzAudioError
+
+
+class Command(click.Command):
+    """What the user can mend is one line and exit code 2, Ctrl-C is 130, and a defect keeps its traceback."""
+
+    def main(self, *args: Any, **kwargs: Any) -> NoReturn:
+        kwargs["standalone_mode"] = False
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a file name that the terminal cannot show is no reason to fail
+                stream.reconfigure(errors="backslashreplace")
+        try:
+            sys.exit(super().main(*args, **kwargs))
+        except click.ClickException as error:
+            message = error.format_message()
+        except EzAudioError as error:
+            message = str(error)
+        except click.Abort:
+            click.echo("Interrupted: no unfinished file was left.", err=True)
+            sys.exit(130)
+        click.echo(f"Error: {one_line(message)}", err=True)
+        sys.exit(2)
+
+
+def one_line(text: str) -> str:
+    """Without line breaks and control characters: what a file brings along must not steer the terminal."""
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -1,0 +1,180 @@
+"""`manifest.json`: what a bundle is made of, and the checks between a folder from anywhere and a session that runs it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path, PurePath
+from typing import Any
+
+from ezaudio.config import EzAudioConfig
+from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.tensor_spec import TensorSpec
+
+FILE_NAME = "manifest.json"
+FORMAT = "ezaudio-bundle"
+FORMAT_VERSION = 1
+MAX_MANIFEST_BYTES = 4 << 20
+_CHUNK = 1 << 22
+
+
+@dataclass(frozen=True, slots=True)
+class GraphEntry:
+    """One ONNX graph: its file, and its inputs and outputs in order."""
+
+    file: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class FileEntry:
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True, slots=True)
+class Check:
+    """Error of one output of a graph against the PyTorch module it came from: ‖got − expected‖ / ‖expected‖."""
+
+    graph: str
+    output: str
+    relative_error: float
+    tolerance: float
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """Everything a runtime needs to know about a bundle.
+
+    Attributes:
+        config: model, diffusion and default settings.
+        origin: where the weights came from, in words.
+        graphs: name → entry; every file besides the manifest is in `files`.
+        packages: versions of the packages that made the bundle.
+        bundle_id: the first 16 hex digits of the manifest's sha256, hence of all it lists.
+    """
+
+    config: EzAudioConfig
+    precision: str
+    origin: str
+    licence: str
+    graphs: dict[str, GraphEntry]
+    files: dict[str, FileEntry]
+    checks: tuple[Check, ...]
+    packages: dict[str, str]
+    bundle_id: str = ""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "model": self.config.name,
+            "precision": self.precision,
+            "origin": self.origin,
+            "licence": self.licence,
+            "config": self.config.to_dict(),
+            "graphs": {
+                name: {
+                    "file": graph.file,
+                    "inputs": [spec.to_dict() for spec in graph.inputs],
+                    "outputs": [spec.to_dict() for spec in graph.outputs],
+                }
+                for name, graph in self.graphs.items()
+            },
+            "checks": [
+                {"graph": c.graph, "output": c.output, "relative_error": c.relative_error, "tolerance": c.tolerance}
+                for c in self.checks
+            ],
+            "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
+            "packages": self.packages,
+        }
+
+    def write(self, folder: Path) -> None:
+        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def describe_file(path: Path) -> FileEntry:
+    return FileEntry(path.stat().st_size, file_sha256(path))
+
+
+def file_sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def read_manifest(folder: Path, verify: bool = True) -> Manifest:
+    """Read a bundle's manifest and, unless told not to, compare every file with its sha256.
+
+    Raises BundleError, in one line, when the folder is no bundle, is of a newer format, or a file is missing or changed.
+    """
+    path = folder / FILE_NAME
+    if not folder.is_dir():
+        raise BundleError(f"no bundle at '{folder}': there is no such folder; make one with ezaudio-export")
+    if not path.is_file():
+        raise BundleError(f"'{folder}' is no bundle: it has no {FILE_NAME}; make one with ezaudio-export")
+    if path.stat().st_size > MAX_MANIFEST_BYTES:
+        raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES:,} bytes: it is no manifest of a bundle")
+    data = path.read_bytes()
+    manifest = _parse(data, path)
+    for name, entry in manifest.files.items():
+        _check_file(folder / name, entry, verify)
+    return manifest
+
+
+def _parse(data: bytes, path: Path) -> Manifest:
+    try:
+        found = json.loads(data)
+        if not isinstance(found, dict) or found.get("format") != FORMAT:
+            raise BundleError(f"'{path}' is no manifest of an EzAudio bundle: make one with ezaudio-export")
+        version = found["format_version"]
+        if not isinstance(version, int) or version != FORMAT_VERSION:
+            what = "newer" if isinstance(version, int) and version > FORMAT_VERSION else "unknown"
+            fix = "upgrade ezaudio, or export the bundle again"
+            raise BundleError(f"'{path}' has the {what} format {version!r}, this version reads {FORMAT_VERSION}: {fix}")
+        files = {_plain(name): FileEntry(int(f["size"]), str(f["sha256"])) for name, f in found["files"].items()}
+        graphs = {str(name): _graph(entry, files) for name, entry in found["graphs"].items()}
+        return Manifest(
+            config=EzAudioConfig.from_dict(found["config"]),
+            precision=str(found["precision"]),
+            origin=str(found["origin"]),
+            licence=str(found["licence"]),
+            graphs=graphs,
+            files=files,
+            checks=tuple(Check(**check) for check in found["checks"]),
+            packages={str(name): str(version) for name, version in found["packages"].items()},
+            bundle_id=hashlib.sha256(data).hexdigest()[:16],
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        detail = f"{type(error).__name__}: {error}"
+        raise BundleError(f"'{path}' is damaged ({detail}): copy or export the bundle again") from error
+
+
+def _graph(entry: dict[str, Any], files: dict[str, FileEntry]) -> GraphEntry:
+    if entry["file"] not in files:
+        raise ValueError(f"graph file {entry['file']!r} is not listed")
+    inputs, outputs = (tuple(TensorSpec.from_dict(spec) for spec in entry[key]) for key in ("inputs", "outputs"))
+    return GraphEntry(entry["file"], inputs, outputs)
+
+
+def _plain(name: str) -> str:
+    """A name that cannot leave the bundle's folder."""
+    if not name or PurePath(name).name != name or "\\" in name or ":" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
+
+
+def _check_file(path: Path, entry: FileEntry, verify: bool) -> None:
+    fix = "copy or export the bundle again"
+    if not path.is_file():
+        raise BundleError(f"the bundle lacks '{path}': {fix}")
+    size = path.stat().st_size
+    if size != entry.size:
+        raise BundleError(f"'{path}' has {size:,} bytes, the manifest says {entry.size:,}: {fix}")
+    if verify and file_sha256(path) != entry.sha256:
+        raise BundleError(f"'{path}' has changed since the bundle was made (its sha256 differs): {fix}")

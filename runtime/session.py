@@ -1,0 +1,118 @@
+"""ONNX Runtime sessions for the graphs of a bundle, opened when first used."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnxruntime as ort
+
+from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.manifest import Manifest
+from ezaudio.runtime.tensor_spec import TensorSpec
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    Array = NDArray[np.generic]
+
+logger = logging.getLogger(__name__)
+
+PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+
+
+def choose_device(device: str) -> str:
+    """`auto` takes CUDA when this build of ONNX Runtime has it. A named device never falls back.
+
+    Raises InputError for an unknown device or one that this build lacks.
+    """
+    available = ort.get_available_providers()
+    if device == "auto":
+        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
+        logger.info("device %s chosen of ONNX Runtime's providers %s", device, ", ".join(available))
+    if device not in PROVIDERS:
+        raise InputError(f"unknown device {device!r}: expected auto, {', '.join(PROVIDERS)}")
+    if PROVIDERS[device] not in available:
+        raise InputError(
+            f"device {device!r} is not in this ONNX Runtime: install onnxruntime-gpu in place of onnxruntime"
+        )
+    return device
+
+
+class GraphSessions:
+    """Graph name → session. A session is created on first use and kept until released."""
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, device: str) -> None:
+        self.folder, self.manifest, self.device = folder, manifest, device
+        self._threads = threads
+        self._sessions: dict[str, ort.InferenceSession] = {}
+
+    def open(self, name: str) -> ort.InferenceSession:
+        """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it."""
+        if name not in self._sessions:
+            if name not in self.manifest.graphs:
+                raise BundleError(f"the bundle at '{self.folder}' has no graph {name!r}: export it again")
+            options = ort.SessionOptions()
+            options.log_severity_level = 3
+            options.intra_op_num_threads = self._threads or 0
+            path = self.folder / self.manifest.graphs[name].file
+            providers = list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
+            try:
+                self._sessions[name] = ort.InferenceSession(str(path), options, providers=providers)
+            except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common type
+                raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
+        return self._sessions[name]
+
+    def run(self, name: str, **inputs: Array) -> dict[str, Array]:
+        """One evaluation on host arrays: outputs by name."""
+        session = self.open(name)
+        names = [spec.name for spec in self.manifest.graphs[name].outputs]
+        return dict(zip(names, session.run(names, inputs), strict=True))
+
+    def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        graph = self.manifest.graphs[name]
+        return graph.inputs, graph.outputs
+
+    def release(self) -> None:
+        self._sessions.clear()
+
+
+class DenoiserLoop:
+    """The denoiser graph bound to buffers that live as long as one clip: a step copies its row in and swaps two pairs of buffers."""
+
+    def __init__(self, sessions: GraphSessions, name: str, latents: Array, constants: dict[str, Array]) -> None:
+        session = sessions.open(name)
+        inputs, _ = sessions.specs(name)
+        self._session, self._binding = session, session.io_binding()
+        self._device = sessions.device
+        zeros = np.zeros_like(latents)
+        self._latents = [self._buffer(latents), self._buffer(zeros)]
+        self._clean = [self._buffer(zeros), self._buffer(zeros)]
+        missing = {spec.name for spec in inputs} - constants.keys() - {"latents", "previous_clean"}
+        assert not missing, missing
+        self._inputs = {spec.name: self._buffer(constants[spec.name]) for spec in inputs if spec.name in constants}
+        for key, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(key, value)
+
+    def _buffer(self, array: Array) -> ort.OrtValue:
+        # A copy: on a CPU the OrtValue keeps using the array's own memory.
+        return ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), self._device, 0)
+
+    def step(self, **changed: Array) -> None:
+        """Advance the latents by one step with these inputs changed."""
+        for key, value in changed.items():
+            self._inputs[key].update_inplace(np.ascontiguousarray(value))
+        binding = self._binding
+        binding.bind_ortvalue_input("latents", self._latents[0])
+        binding.bind_ortvalue_input("previous_clean", self._clean[0])
+        binding.bind_ortvalue_output("next_latents", self._latents[1])
+        binding.bind_ortvalue_output("clean", self._clean[1])
+        self._session.run_with_iobinding(binding)
+        self._latents.reverse()
+        self._clean.reverse()
+
+    def latents(self) -> Array:
+        """A copy of the latents after the steps so far."""
+        return np.array(self._latents[0].numpy())

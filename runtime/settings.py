@@ -1,0 +1,128 @@
+"""What a generation is asked for and what it gives back."""
+
+from __future__ import annotations
+
+import math
+import secrets
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from ezaudio.config import EzAudioConfig
+from ezaudio.runtime.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+NOISE_SOURCES = ("torch", "philox")
+MAX_GUIDANCE = 100.0
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """Everything that decides one sound, given a bundle. Two equal `Settings` give equal bytes.
+
+    Attributes:
+        prompt: what to hear. negative_prompt: what to steer away from; "" is the model's unconditional prompt.
+        duration_s: seconds; the sound has round(duration_s · sample_rate) samples.
+        guidance_scale: 1 is no guidance. guidance_rescale: 0 to 1, how far the guided deviation returns to the unguided one.
+        eta: 0 (deterministic) to 1, for solvers that add noise.
+        seed: −2⁶³ to 2⁶⁴ − 1. noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one shared with GPUs and C++.
+    """
+
+    prompt: str
+    negative_prompt: str
+    duration_s: float
+    num_steps: int
+    guidance_scale: float
+    guidance_rescale: float
+    eta: float
+    seed: int
+    solver: str
+    noise: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """Progress: step `index` (from 0) of `num_steps` of item `item` (from 0) of `num_items` is done."""
+
+    item: int
+    num_items: int
+    index: int
+    num_steps: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Generation:
+    """Samples (B, T) float32, not clipped, with what made them."""
+
+    samples: NDArray[np.float32]
+    sample_rate: int
+    settings: tuple[Settings, ...]
+    warnings: tuple[str, ...]
+
+
+def resolve(config: EzAudioConfig, prompt: str, **given: Any) -> Settings:
+    """Fill what is not given (or None) from the model's defaults and check everything.
+
+    Raises InputError with what was got, what is expected and what to do.
+    """
+    from ezaudio.runtime.solvers import SOLVERS
+
+    defaults = config.defaults
+    solver = given.get("solver") or defaults.solver
+    if solver not in SOLVERS:
+        raise InputError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
+    usual_eta = defaults.eta if solver == defaults.solver else float(SOLVERS[solver].stochastic)
+    settings = Settings(
+        prompt=prompt,
+        negative_prompt=_value(given, "negative_prompt", ""),
+        duration_s=_value(given, "duration_s", defaults.duration_s),
+        num_steps=_value(given, "num_steps", defaults.num_steps),
+        guidance_scale=_value(given, "guidance_scale", defaults.guidance_scale),
+        guidance_rescale=_value(given, "guidance_rescale", defaults.guidance_rescale),
+        eta=_value(given, "eta", usual_eta),
+        seed=_value(given, "seed", None),
+        solver=solver,
+        noise=_value(given, "noise", NOISE_SOURCES[0]),
+    )
+    if settings.seed is None:
+        settings = Settings(**{**settings.to_dict(), "seed": secrets.randbelow(2**32)})
+    _check(settings, config)
+    return settings
+
+
+def _value(given: dict[str, Any], name: str, default: Any) -> Any:
+    value = given.get(name)
+    return default if value is None else value
+
+
+def _check(settings: Settings, config: EzAudioConfig) -> None:
+    if not isinstance(settings.prompt, str) or not settings.prompt.strip():
+        raise InputError(f'the prompt is blank ({settings.prompt!r}): describe a sound, such as "a dog barking"')
+    if not isinstance(settings.negative_prompt, str):
+        raise InputError(f"negative_prompt must be text, got {settings.negative_prompt!r}")
+    _number("duration_s", settings.duration_s, 0, config.max_duration_s, "seconds", above=True)
+    if round(settings.duration_s * config.vae.sample_rate) < 1:
+        raise InputError(f"duration_s {settings.duration_s} is shorter than one sample: ask for more")
+    most = config.diffusion.num_train_steps
+    steps = settings.num_steps
+    if isinstance(steps, bool) or not isinstance(steps, int) or not 1 <= steps <= most:
+        raise InputError(f"num_steps must be a whole number from 1 to {most}, got {steps!r}")
+    _number("guidance_scale", settings.guidance_scale, 0, MAX_GUIDANCE)
+    _number("guidance_rescale", settings.guidance_rescale, 0, 1)
+    _number("eta", settings.eta, 0, 1)
+    if isinstance(settings.seed, bool) or not isinstance(settings.seed, int) or not -(2**63) <= settings.seed < 2**64:
+        raise InputError(f"seed must be a whole number from −2⁶³ to 2⁶⁴ − 1, got {settings.seed!r}")
+    if settings.noise not in NOISE_SOURCES:
+        raise InputError(f"unknown noise {settings.noise!r}: expected one of {', '.join(NOISE_SOURCES)}")
+
+
+def _number(name: str, value: Any, low: float, high: float, unit: str = "", above: bool = False) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not low <= value <= high or (above and value == low):
+        span = f"more than {low:g} and at most {high:g} {unit}".rstrip() if above else f"from {low:g} to {high:g}"
+        raise InputError(f"{name} must be {span}, got {value!r}")
