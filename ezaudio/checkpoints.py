@@ -24,7 +24,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
@@ -179,7 +179,7 @@ class ModelSource:
         return self._load("controlnet", lambda: ControlNet(self.config.dit, self.config.controlnet))
 
     def tokenizer_files(self) -> dict[str, Path]:
-        """Paths of "tokenizer.json" and "spiece.model", valid as long as this source is referenced."""
+        """Paths of "tokenizer.json" and "spiece.model"."""
         return self.find_tokenizer()
 
     def _load(self, part: str, build: Callable[[], Module]) -> Module:
@@ -304,7 +304,7 @@ def _official_source(
         raise InputError(f"there is no energy ControlNet for {config.name}: use model l, or give a ControlNet file")
 
     find: Callable[[str], Path] = partial(hub.download, RELEASE)
-    find_dit = partial(find, dit_file)
+    find_dit: Callable[[], Path] = partial(find, dit_file)
     origin = f"{RELEASE} {dit_file}"
     if checkpoint is not None and checkpoint.is_dir():
         needed = [dit_file, VAE_FILE, *([ENERGY_FILES[config.name]] if controlnet == "energy" else [])]
@@ -355,7 +355,7 @@ def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, lic
 def _random_source(config: EzAudioConfig, with_controlnet: bool, seed: int) -> ModelSource:
     parts = ["dit", "vae", "text_encoder", *(["controlnet"] if with_controlnet else [])]
     fills: dict[str, Fill] = {part: partial(_fill_randomly, seed=seed, part=part) for part in parts}
-    return ModelSource(config, f"random weights, seed {seed}", "none needed", fills, _SmallTokenizer())
+    return ModelSource(config, f"random weights, seed {seed}", "none needed", fills, _small_tokenizer)
 
 
 def _from_file(find: Callable[[], Path], entry: Literal["model", "state_dict"] | None = None) -> Fill:
@@ -487,7 +487,8 @@ def _write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> Non
 
 
 def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    bad = [key for key, value in tensors.items() if value.is_floating_point() and not bool(value.isfinite().all())]
+    # aminmax passes NaN on, and in contrast to isfinite makes no copy.
+    bad = [key for key, value in tensors.items() if value.numel() and not torch.stack(value.aminmax()).isfinite().all()]
     if bad:
         raise BundleError(f"{name} holds values that are not finite in {len(bad)} tensors" + _list("not finite", bad))
 
@@ -536,26 +537,27 @@ def _random_scale(child: nn.Module, name: str, shape: torch.Size) -> tuple[float
     return 0.0, gain / math.sqrt(math.prod(shape[1:]))
 
 
-class _SmallTokenizer:
-    """nano's tokenizer; without nano's weights, one trained on a word list and kept while this object lives."""
+def _small_tokenizer() -> dict[str, Path]:
+    """nano's tokenizer files or, in a tree without nano's weights, those of one trained on a word list."""
+    packaged = {name: NANO_FOLDER / name for name in TOKENIZER_FILES}
+    if all(path.is_file() for path in packaged.values()):
+        return packaged
+    folder = Path(_word_list_tokenizer().name)
+    return {name: folder / name for name in TOKENIZER_FILES}
 
-    def __init__(self) -> None:
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
 
-    def __call__(self) -> dict[str, Path]:
-        packaged = {name: NANO_FOLDER / name for name in TOKENIZER_FILES}
-        if all(path.is_file() for path in packaged.values()):
-            return packaged
-        if self._folder is None:
-            try:
-                from ezaudio.data.tokenizer import CHARACTERS, GENERAL_WORDS, to_tokenizers, train_tokenizer
-            except ModuleNotFoundError as error:
-                raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[train]"') from error
-            model = train_tokenizer([*GENERAL_WORDS.split(), *CHARACTERS.split()] * 4, vocab_size=600)
-            self._folder = tempfile.TemporaryDirectory(prefix="ezaudio-tokenizer-")
-            Path(self._folder.name, "spiece.model").write_bytes(model)
-            to_tokenizers(model).save(str(Path(self._folder.name, "tokenizer.json")))
-        return {name: Path(self._folder.name, name) for name in TOKENIZER_FILES}
+@cache
+def _word_list_tokenizer() -> tempfile.TemporaryDirectory[str]:
+    """A folder with the two files, removed when the process ends."""
+    try:
+        from ezaudio.data.tokenizer import CHARACTERS, GENERAL_WORDS, to_tokenizers, train_tokenizer
+    except ModuleNotFoundError as error:
+        raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[train]"') from error
+    model = train_tokenizer([*GENERAL_WORDS.split(), *CHARACTERS.split()] * 4, vocab_size=600)
+    folder = tempfile.TemporaryDirectory(prefix="ezaudio-tokenizer-")
+    Path(folder.name, "spiece.model").write_bytes(model)
+    to_tokenizers(model).save(str(Path(folder.name, "tokenizer.json")))
+    return folder
 
 
 def _known(model: str) -> EzAudioConfig:
