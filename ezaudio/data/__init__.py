@@ -1,0 +1,1 @@
+"""Training sounds of the packaged model: synthesis, CC0 recordings, captions, tokenizer."""

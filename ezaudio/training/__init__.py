@@ -1,0 +1,1 @@
+"""Training of the packaged model: autoencoder, latents, text-conditioned diffusion."""

@@ -1,0 +1,107 @@
+"""Train the packaged model `nano` from nothing.
+
+    python -m ezaudio.training.nano --output FOLDER --recordings RECORDINGS
+
+leaves `config.json`, `dit.safetensors`, `vae.safetensors`, `text_encoder.safetensors`, `tokenizer.json` and
+`spiece.model` in FOLDER; its subfolder `training` holds what a stopped run resumes from.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import click
+import torch
+from safetensors.torch import load_file
+from tokenizers import Tokenizer
+
+from ezaudio.config import EzAudioConfig, preset
+from ezaudio.data.clips import all_sounds
+from ezaudio.data.sounds import Sound
+from ezaudio.data.tokenizer import write_tokenizer
+from ezaudio.training.diffusion import train_diffusion
+from ezaudio.training.latents import encode_bank
+from ezaudio.training.state import Arrays, save_atomic
+from ezaudio.training.vae import train_vae
+from ezaudio.vae import AutoencoderOobleck
+
+STAGES = ("vae", "latents", "dit")
+
+
+def run_stage(
+    stage: str,
+    config: EzAudioConfig,
+    sounds: list[Sound],
+    folder: Path,
+    minutes: float,
+    clips_per_sound: int,
+    bf16: bool,
+) -> None:
+    """One of `STAGES`; each reads what the one before wrote to `folder`."""
+    work = folder / "training"
+    if stage == "vae":
+        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
+        write_tokenizer(folder, config.text.vocab_size)
+        vae = train_vae(config.vae, sounds, work / "vae.safetensors", minutes)
+        save_atomic(dict(vae.state_dict()), folder / "vae.safetensors")
+        return
+    if not (folder / "vae.safetensors").is_file():
+        raise FileNotFoundError(f"no {folder / 'vae.safetensors'}: run --stage vae first")
+    vae = AutoencoderOobleck(config.vae)
+    vae.load_state_dict(load_file(folder / "vae.safetensors"))
+    bank = encode_bank(vae.eval(), sounds, work / "latents.safetensors", clips_per_sound)
+    if stage == "latents":
+        return
+
+    def publish(average: Arrays) -> None:
+        for part in ("dit", "text_encoder"):
+            weights = {k.removeprefix(f"{part}."): v for k, v in average.items() if k.startswith(f"{part}.")}
+            save_atomic(weights, folder / f"{part}.safetensors")
+
+    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+    train_diffusion(config, bank, sounds, tokenizer, work / "dit.safetensors", minutes, publish, bf16=bf16)
+
+
+@click.command()
+@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the weights.")
+@click.option(
+    "--recordings",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder made by ezaudio.data.recordings. Without it, only synthesised sounds.",
+)
+@click.option("--stage", type=click.Choice([*STAGES, "all"]), default="all", show_default=True)
+@click.option(
+    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Training time of a stage: 20 vae, 90 dit."
+)
+@click.option("--clips-per-sound", type=click.IntRange(min=1), default=24, show_default=True, help="10.24 s each.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
+@click.option("--bf16/--fp32", default=True, show_default=True, help="Diffusion arithmetic.")
+def main(
+    output: Path,
+    recordings: Path | None,
+    stage: str,
+    minutes: float | None,
+    clips_per_sound: int,
+    threads: int | None,
+    bf16: bool,
+) -> None:
+    """Train the packaged model: autoencoder, latents, diffusion."""
+    logging.basicConfig(level=logging.INFO)
+    if threads:
+        torch.set_num_threads(threads)
+    # Long quiet tails make denormal numbers, which a CPU multiplies a hundred times slower.
+    torch.set_flush_denormal(True)
+    output.mkdir(parents=True, exist_ok=True)
+    try:
+        sounds = all_sounds(recordings)
+        for name in STAGES if stage == "all" else (stage,):
+            budget = minutes or {"vae": 20.0, "latents": 0.0, "dit": 90.0}[name]
+            run_stage(name, preset("nano"), sounds, output, budget, clips_per_sound, bf16)
+    except FileNotFoundError as error:
+        raise click.UsageError(str(error)) from error
+
+
+if __name__ == "__main__":
+    main()
