@@ -1,6 +1,7 @@
-"""The transformer's blocks as they are exported: constants hoisted, q, k, v in one product, weights stored as the product reads them.
+"""The transformer's blocks as exported: constants hoisted, q, k, v one product, weights as products read them.
 
-Rows are guidance branches stacked along the batch: R = B without guidance, R = 2B (prompts first, then the negative side) with it.
+Rows are guidance branches stacked along the batch: R = B without guidance, R = 2B (prompts first, then the negative
+side) with it.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ MASKED_SCORE = -1e9  # finite, so that adding or scaling it never gives NaN; exp
 
 
 class Product(nn.Module):
-    """x @ weight + bias with the weight stored (in, out): an ONNX MatMul with a constant right side, no transpose node."""
+    """x @ weight + bias with the weight stored (in, out): an ONNX MatMul with a constant right side."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -125,7 +126,7 @@ class Block(nn.Module):
             modulation: (6, D) from the modulation graph.
             rope: cos, sin (L, E/2).
             keys, values, key_mask: (P, H, S, E) twice and (P, S), for the first P rows of x.
-            constant: (R − P, D) cross-attention output of the remaining rows, whose prompt is one token; None when P = R.
+            constant: (R − P, D) cross-attention output of the other rows, whose prompt is one token; None when P = R.
             skip: (R, L, D) for out blocks.
         """
         weight_attn, bias_attn, gate_attn, weight_mlp, bias_mlp, gate_mlp = modulation.unbind(0)
@@ -136,7 +137,8 @@ class Block(nn.Module):
         if constant is None:
             x = x + self.cross_attn(self.norm2(x), keys, values, key_mask)
         else:
-            # narrow, not slices: its size is a plain symbol, where nested slices make torch.export's shapes grow with every block
+            # narrow, not a slice: its size is a plain symbol, where slices of slices make torch.export's shapes grow
+            # with every block
             prompted = self.cross_attn(self.norm2(x.narrow(0, 0, keys.shape[0])), keys, values, key_mask)
             x = x + torch.cat([prompted, constant[:, None].expand(-1, x.shape[1], -1)])
         return x + self.mlp(F.layer_norm(x, width, weight_mlp, bias_mlp, ops.NORM_EPS)) * gate_mlp

@@ -1,6 +1,7 @@
 """Models → bundle: graphs written part by part, each checked against PyTorch, then the manifest, then one rename.
 
-The text encoder, the DiT and the VAE are loaded, traced and freed one after the other, so that the largest part alone sets the memory.
+The text encoder, the DiT and the VAE are loaded, traced and freed one after the other, so that the largest part alone
+sets the memory.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ezaudio.runtime import manifest
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
-# Largest relative error of any output, per precision; int8 applies to the graphs of a step, whose products are integer ones.
+# Largest relative error of any output; int8 applies to the graphs of a step, whose products are integer ones.
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "int8": 1e-1}
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
@@ -144,12 +145,12 @@ def export_bundle(
 ) -> Manifest:
     """Write a bundle to the folder `output`, replacing a bundle that is there.
 
-    Nothing that looks like a bundle exists until every graph is written and within its tolerance: the work happens in a hidden folder
-    beside `output`, which is removed on any failure and renamed at the end.
+    Nothing that looks like a bundle exists until every graph is written and within its tolerance: the work happens in a
+    hidden folder beside `output`, which is removed on any failure and renamed at the end.
 
     Raises:
         InputError: unknown precision, or `output` is something else than a bundle or an empty folder.
-        BundleError: a graph differs from its PyTorch module by more than the tolerance; the message lists every such output.
+        BundleError: a graph differs from its PyTorch module by more than the tolerance; every such output is listed.
     """
     if precision_name not in precision.PRECISIONS:
         raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")

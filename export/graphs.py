@@ -1,7 +1,7 @@
 """The graphs of a bundle: what each one takes and gives, and how it is cut from the PyTorch models.
 
-A graph computes only what changes at its own rate: text_encoder and conditioner once a prompt, modulation once a run, frame_bias once a
-clip, the denoiser once a step, the decoder once a clip.
+A graph computes only what changes at its own rate: text_encoder and conditioner once a prompt, modulation once a run,
+frame_bias once a clip, the denoiser once a step, the decoder once a clip.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Graph(nn.Module):
         self.name, self.inputs, self.outputs = name, inputs, outputs
 
     def arrange(self, by_name: dict[str, Any]) -> Any:
-        """What is said of each input, in the structure of forward's signature (a *args parameter is a tuple of its own)."""
+        """What is said of each input, in the structure of forward's signature (*args is a tuple of its own)."""
         values = tuple(by_name[spec.name] for spec in self.inputs)
         parameters = list(inspect.signature(self.forward).parameters.values())
         if parameters[-1].kind is not inspect.Parameter.VAR_POSITIONAL:
@@ -83,7 +83,7 @@ class TextEncoderGraph(Graph):
 
 
 class ConditionerGraph(Graph):
-    """Text states → normalised cross-attention keys, values, and the attention output of a one-token prompt, for every block.
+    """Text states → every block's normalised cross-attention keys, its values, and its output for a one-token prompt.
 
     `constant` is exact only where the prompt has one valid token, which is what the empty prompt is.
     """
@@ -125,7 +125,8 @@ class ConditionerGraph(Graph):
 class ModulationGraph(Graph):
     """Timesteps → every block's norm weights, norm biases and gates, folded with the LayerNorm affine.
 
-    (n·w + b)(1 + scale) + shift = n·[w(1 + scale)] + [b(1 + scale) + shift], so a modulated norm stays one LayerNormalization.
+    (n·w + b)(1 + scale) + shift = n·[w(1 + scale)] + [b(1 + scale) + shift], so a modulated norm stays one
+    LayerNormalization.
     """
 
     def __init__(self, network: nn.Module, block_list: list[blocks.DiTBlock], config: EzAudioConfig, name: str) -> None:
@@ -162,7 +163,7 @@ class ModulationGraph(Graph):
 
 
 class FrameBiasGraph(Graph):
-    """Given latent and mask → the part of the first convolution that no step changes; with a ControlNet, its condition added."""
+    """Given latent and mask → what the first convolution adds in every step, a ControlNet's condition included."""
 
     def __init__(self, dit: MaskDiT, config: EzAudioConfig, controlnet: ControlNet | None = None) -> None:
         axes, channels = Axes.of(config), config.dit.latent_channels
@@ -211,7 +212,7 @@ def _stack_inputs(config: EzAudioConfig, mode: str, num_blocks: int) -> list[Ten
 
 
 class _Embedding(nn.Module):
-    """First convolution on the noisy latent plus the frame bias, repeated for the guidance branches; and the RoPE tables."""
+    """First convolution of the noisy latent plus the frame bias, repeated for each guidance branch; and RoPE tables."""
 
     def __init__(self, patch: nn.Conv1d, config: EzAudioConfig, mode: str) -> None:
         super().__init__()
@@ -262,7 +263,7 @@ class ControlNetGraph(Graph):
 
 
 class DenoiserGraph(Graph):
-    """One step: velocity of every guidance branch, guidance, rescale, and the solver's row, the last three in float32."""
+    """One step: velocity of every guidance branch, then guidance, rescale and the solver's row in float32."""
 
     def __init__(self, dit: MaskDiT, config: EzAudioConfig, mode: str, controlled: bool = False) -> None:
         axes, size = Axes.of(config), config.dit

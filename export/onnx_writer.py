@@ -1,6 +1,7 @@
 """A `Graph` → an ONNX file whose weights lie in a shared weights file.
 
-Graphs cut from one network share most of their weights (the three denoisers share all): the weights file stores equal tensors once.
+Graphs cut from one network share most of their weights (the three denoisers share all): the weights file stores equal
+tensors once.
 """
 
 from __future__ import annotations

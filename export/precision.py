@@ -1,8 +1,9 @@
 """Precisions: how a graph's weights are stored and which products run in int8.
 
-`fp16` and `bf16` halve the files; a Cast widens each weight when the graph is loaded, because half-precision arithmetic is slower than
-fp32 on CPUs. `int8` makes the denoiser's products integer ones (weights per output channel, activations quantised as they come) and
-stores everything else in fp16: the text encoder and the VAE run once a clip, and int8 would cost them quality for nothing.
+`fp16` and `bf16` halve the files; a Cast widens each weight when the graph is loaded, because half-precision arithmetic
+is slower than fp32 on CPUs. `int8` makes the denoiser's products integer ones (weights per output channel, activations
+quantised as they come) and stores everything else in fp16: the text encoder and the VAE run once a clip, and int8 would
+cost them quality for nothing.
 """
 
 from __future__ import annotations
@@ -20,10 +21,7 @@ MIN_HALF_VALUES = 4096  # below this a tensor is a bias, a norm or a small table
 KEEP_FP32 = ("cos", "sin", "final_linear", "final_layer", "embedding.patch")  # RoPE, and the layers next to the latents
 MIN_INT8_INPUTS = 64
 
-_HALF = {
-    "fp16": (ir.DataType.FLOAT16, np.dtype(np.float16)),
-    "bf16": (ir.DataType.BFLOAT16, np.dtype(ml_dtypes.bfloat16)),
-}
+_HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
 def has_integer_products(graph_name: str) -> bool:
@@ -44,8 +42,11 @@ def _is_kept(name: str) -> bool:
 
 
 def store_half(model: ir.Model, precision: str) -> None:
-    """Store large float32 weights in half precision behind a Cast to float32. Raises BundleError where a weight does not fit."""
-    half, dtype = _HALF[precision]
+    """Store large float32 weights in half precision behind a Cast to float32.
+
+    Raises BundleError where a weight is beyond the largest number of that precision.
+    """
+    dtype = _HALF[precision]
     limit = float(ml_dtypes.finfo(dtype).max)
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
@@ -69,9 +70,9 @@ def store_half(model: ir.Model, precision: str) -> None:
 
 
 def quantize_products(model: ir.Model) -> None:
-    """x @ W → DynamicQuantizeLinear, MatMulInteger and one rescale: the pattern that ONNX Runtime fuses into a single kernel.
+    """x @ W → DynamicQuantizeLinear, MatMulInteger and one rescale: the pattern ONNX Runtime fuses into one kernel.
 
-    Weights are symmetric per output channel; activations are quantised per tensor, once for all products that read them.
+    Weights are symmetric per output channel; activations are quantised per tensor, once for all their readers.
     """
     quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
     for node in list(model.graph):

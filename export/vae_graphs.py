@@ -1,4 +1,4 @@
-"""The VAE as it is exported: weight-norm and snake constants folded in float64, transposed convolutions as short ones plus a shuffle."""
+"""The exported VAE: weight-norm and snake folded in float64, transposed convolutions as short ones and a shuffle."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def _constant(value: Tensor) -> nn.Parameter:
 
 
 class FoldedSnake(nn.Module):
-    """x + magnitude·sin²(frequency·x), with e^α and 1/(e^β + 1e-9) computed in float64: 1e-9 underflows in half precision."""
+    """x + magnitude·sin²(frequency·x), with e^α and 1/(e^β + 1e-9) from float64: 1e-9 underflows in half precision."""
 
     def __init__(self, snake: SnakeBeta) -> None:
         super().__init__()
@@ -43,8 +43,8 @@ class FoldedConv(nn.Module):
 class ShuffledUpsampling(nn.Module):
     """A transposed convolution with kernel 2s, stride s, padding s/2 as Conv1d(k = 2) and a shuffle, exactly.
 
-    Uncropped, output sample s·m + r is x[m]·w[r] + x[m − 1]·w[s + r]: a convolution of two taps that makes s phases at once. The phases
-    are interleaved and s/2 samples cut from each end.
+    Uncropped, output sample s·m + r is x[m]·w[r] + x[m − 1]·w[s + r]: a convolution of two taps that makes s phases at
+    once. The phases are interleaved and s/2 samples cut from each end.
     """
 
     def __init__(self, conv: WeightNormConv) -> None:

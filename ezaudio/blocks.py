@@ -109,7 +109,7 @@ class AdaLNSOLA(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Self-attention and MLP under AdaLN-SOLA with gates, unmodulated cross-attention between; out blocks take a long skip."""
+    """Self-attention and MLP under gated AdaLN-SOLA, plain cross-attention between them; out blocks take a skip."""
 
     def __init__(self, config: DiTConfig, skip: bool) -> None:
         super().__init__()

@@ -15,18 +15,13 @@ from __future__ import annotations
 import copy
 import importlib.util
 import json
-import math
-import pickle
 import secrets
 import shutil
-import tempfile
-import zipfile
-import zlib
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ezaudio import hub
 from ezaudio.config import PRESETS, EzAudioConfig, TextConfig, preset
@@ -34,32 +29,38 @@ from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 
 try:
     import torch
-    from safetensors import SafetensorError, safe_open
-    from safetensors.torch import save_file
-    from torch import Tensor, nn
+    from safetensors import SafetensorError
+    from torch import nn
 
-    from ezaudio.blocks import Rotary
     from ezaudio.controlnet import ControlNet
     from ezaudio.dit import MaskDiT
+    from ezaudio.random_weights import fill_randomly, small_tokenizer
     from ezaudio.text import build_text_encoder
-    from ezaudio.vae import AutoencoderOobleck, SnakeBeta, WeightNormConv
+    from ezaudio.vae import AutoencoderOobleck
+    from ezaudio.weights import (
+        RELEASE,
+        StateDict,
+        first_line,
+        load_weights,
+        read_json,
+        read_safetensors,
+        read_state_dict,
+        write_safetensors,
+    )
 except ModuleNotFoundError as error:
     raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[export]"') from error
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
 
-StateDict = dict[str, Tensor]
 Fill = Callable[[nn.Module], None]
 """Gives values to a module that was built on the meta device."""
 Module = TypeVar("Module", bound=nn.Module)
 
-RELEASE = "OpenSound/EzAudio"
 RELEASE_LICENCE = "MIT (EzAudio), Apache-2.0 (FLAN-T5)"
 VAE_FILE = "ckpts/vae/1m.pt"
 DIT_FILES = {"l": "ckpts/s3/ezaudio_s3_l.pt", "xl": "ckpts/s3/ezaudio_s3_xl.pt"}
 ENERGY_FILES = {"l": "ckpts/controlnet/s3_l_energy.pt"}
-VAE_PREFIX = "autoencoder."
 
 TEXT_WEIGHTS, TEXT_INDEX = "model.safetensors", "model.safetensors.index.json"
 HUB_TEXT_WEIGHTS = {"google/flan-t5-large": TEXT_WEIGHTS, "google/flan-t5-xl": TEXT_INDEX}
@@ -69,78 +70,6 @@ TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 FOLDER_FILES = ("config.json", "dit.safetensors", "vae.safetensors", "text_encoder.safetensors", *TOKENIZER_FILES)
 CONTROLNET_FILE = "controlnet.safetensors"
 NANO_FOLDER = Path(__file__).parent / "nano"
-
-MAX_JSON_BYTES = 1_000_000
-# What a damaged file makes torch.load raise, depending on where the damage is.
-_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
-
-
-def read_state_dict(path: Path, *, entry: Literal["model", "state_dict"] | None = None) -> StateDict:
-    """Tensors of a checkpoint, mapped from the file where its format allows.
-
-    Args:
-        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` holding a dictionary.
-        entry: where the release wraps its tensors in a `.pt`: "model" (DiT, ControlNet), or "state_dict" (VAE: only the
-            keys under `autoencoder.`, which is taken off; the rest is a discriminator). None: nowhere.
-
-    Raises:
-        BundleError: missing, damaged, of another format, or a pickle of more than tensors.
-    """
-    if path.suffix == ".safetensors":
-        return _read_safetensors(path)
-    if path.suffix not in (".pt", ".pth", ".ckpt"):
-        raise BundleError(f"'{path}' is no checkpoint: expected .safetensors, .pt, .pth or .ckpt")
-    if not path.is_file():
-        raise BundleError(f"'{path}' does not exist or is not a file")
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except pickle.UnpicklingError as error:
-        raise BundleError(
-            f"'{path}' holds more than tensors, or is damaged: its pickled code was not run; expected a file of tensors"
-            " alone, .safetensors at best"
-        ) from error
-    except _DAMAGE as error:
-        raise BundleError(f"'{path}' cannot be read ({_first_line(error)}): download or save it again") from error
-    if entry is not None:
-        if not isinstance(content, dict) or not isinstance(content.get(entry), dict):
-            raise BundleError(f"'{path}' has no dictionary {entry!r}: expected a file laid out as {RELEASE}'s")
-        content = content[entry]
-    if not isinstance(content, dict):
-        raise BundleError(f"'{path}' holds {type(content).__name__}: expected a dictionary of tensors")
-    if entry == "state_dict":
-        content = {key.removeprefix(VAE_PREFIX): value for key, value in content.items() if key.startswith(VAE_PREFIX)}
-    others = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
-    if others:
-        raise BundleError(f"'{path}' holds values that are no tensors: {', '.join(others)}")
-    return content
-
-
-def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_name: str) -> None:
-    """Strict load, in the module's dtypes. A module on the meta device takes the tensors over, any other copies them.
-
-    Raises:
-        BundleError: keys missing, unexpected or of another shape, or values that are not finite: every one is listed,
-            one a line below a summary, and nothing was loaded.
-    """
-    expected = module.state_dict()
-    missing = [key for key in expected if key not in state_dict]
-    unexpected = [key for key in state_dict if key not in expected]
-    misshapen = [
-        f"{key}: expected {_describe(value)}, got {_describe(state_dict[key])}"
-        for key, value in expected.items()
-        if key in state_dict and _describe(value) != _describe(state_dict[key])
-    ]
-    if missing or unexpected or misshapen:
-        raise BundleError(
-            f"{source_name} does not fit {type(module).__name__}:"
-            f" {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape"
-            + _list("missing", missing)
-            + _list("unexpected", unexpected)
-            + _list("shape", misshapen)
-        )
-    tensors = {key: state_dict[key].detach().to(value.dtype) for key, value in expected.items()}
-    _check_finite(tensors, source_name)
-    module.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
 
 
 @dataclass(frozen=True)
@@ -187,7 +116,7 @@ class ModelSource:
             with torch.device("meta"):
                 module = build()
         except (TypeError, ValueError, RuntimeError, ArithmeticError) as error:
-            raise BundleError(f"{self.origin}: its settings make no {part} ({_first_line(error)})") from error
+            raise BundleError(f"{self.origin}: its settings make no {part} ({first_line(error)})") from error
         self.fills[part](module)
         return module.requires_grad_(False).eval()
 
@@ -280,7 +209,7 @@ def save_folder(
     try:
         temporary.mkdir()
         for name, module in parts.items():
-            _write_safetensors(temporary / name, module, dtype)
+            write_safetensors(temporary / name, module, dtype)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_files[name], temporary / name)
         (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
@@ -290,7 +219,7 @@ def save_folder(
     except (OSError, SafetensorError) as error:
         if old.exists() and not folder.exists():
             old.rename(folder)
-        raise InputError(f"'{folder}' cannot be written: {_first_line(error)}") from error
+        raise InputError(f"'{folder}' cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
         shutil.rmtree(old, ignore_errors=True)
@@ -340,9 +269,9 @@ def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, lic
     needed = [*FOLDER_FILES, *([CONTROLNET_FILE] if controlnet == "energy" else [])]
     _check_present(folder, needed, "a model folder")
     try:
-        config = EzAudioConfig.from_dict(_read_json(folder / "config.json"))
+        config = EzAudioConfig.from_dict(read_json(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
-        raise BundleError(f"'{folder / 'config.json'}' describes no model: {_first_line(error)}") from error
+        raise BundleError(f"'{folder / 'config.json'}' describes no model: {first_line(error)}") from error
     fills = {part: _from_file(partial(folder.joinpath, f"{part}.safetensors")) for part in ("dit", "vae")}
     fills["text_encoder"] = _from_transformers(folder.joinpath, "text_encoder.safetensors")
     if controlnet not in (None, "energy"):
@@ -354,8 +283,9 @@ def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, lic
 
 def _random_source(config: EzAudioConfig, with_controlnet: bool, seed: int) -> ModelSource:
     parts = ["dit", "vae", "text_encoder", *(["controlnet"] if with_controlnet else [])]
-    fills: dict[str, Fill] = {part: partial(_fill_randomly, seed=seed, part=part) for part in parts}
-    return ModelSource(config, f"random weights, seed {seed}", "none needed", fills, _small_tokenizer)
+    fills: dict[str, Fill] = {part: partial(fill_randomly, seed=seed, part=part) for part in parts}
+    find_tokenizer = partial(small_tokenizer, {name: NANO_FOLDER / name for name in TOKENIZER_FILES})
+    return ModelSource(config, f"random weights, seed {seed}", "none needed", fills, find_tokenizer)
 
 
 def _from_file(find: Callable[[], Path], entry: Literal["model", "state_dict"] | None = None) -> Fill:
@@ -377,7 +307,7 @@ def _from_transformers(find: Callable[[str], Path], weights: str) -> Fill:
         shards = _shards(path) if weights == TEXT_INDEX else [weights]
         state_dict: StateDict = {}
         for shard in shards:
-            state_dict |= _read_safetensors(find(shard), _of_encoder)
+            state_dict |= read_safetensors(find(shard), _of_encoder)
         embeddings = [state_dict.pop(key) for key in EMBEDDING_KEYS if key in state_dict]
         if embeddings:
             state_dict |= dict.fromkeys(EMBEDDING_KEYS[:2], embeddings[0])
@@ -399,7 +329,7 @@ def _of_encoder(key: str) -> bool:
 
 def _shards(index: Path) -> list[str]:
     """Names of the shards that hold the encoder. Raises BundleError where one would lie outside the index's folder."""
-    weight_map = _read_json(index).get("weight_map")
+    weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
         raise BundleError(f"'{index}' has no weight_map of file names")
     shards = sorted({name for key, name in weight_map.items() if _of_encoder(key)})
@@ -428,7 +358,7 @@ def _check_text_folder(folder: Path, text: TextConfig) -> str:
         "relative_attention_num_buckets": 32,
         "relative_attention_max_distance": 128,
     }
-    settings = _read_json(folder / "config.json")
+    settings = read_json(folder / "config.json")
     wrong = [
         f"{key} {settings[key]!r} (expected {value!r})"
         for key, value in expected.items()
@@ -458,108 +388,6 @@ def _check_replaceable(folder: Path) -> None:
         raise InputError(f"'{folder}' exists and is no model folder: choose another name, or remove it")
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        if path.stat().st_size > MAX_JSON_BYTES:
-            raise BundleError(f"'{path}' is larger than {MAX_JSON_BYTES} bytes: no settings file")
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise BundleError(f"'{path}' cannot be read: {_first_line(error)}") from error
-    if not isinstance(data, dict):
-        raise BundleError(f"'{path}' holds {type(data).__name__}: expected a JSON object")
-    return data
-
-
-def _read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True) -> StateDict:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118  not a mapping
-    except (OSError, SafetensorError) as error:
-        raise BundleError(f"'{path}' cannot be read as safetensors: {_first_line(error)}") from error
-
-
-def _write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
-    tensors = {name: buffer.contiguous() for name, buffer in module.named_buffers()}
-    for name, parameter in module.named_parameters():  # a tied parameter once, under its first name
-        tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
-    _check_finite(tensors, f"{path.stem} in {dtype}")
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
-def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
-    # aminmax passes NaN on, and in contrast to isfinite makes no copy.
-    bad = [key for key, value in tensors.items() if value.numel() and not torch.stack(value.aminmax()).isfinite().all()]
-    if bad:
-        raise BundleError(f"{name} holds values that are not finite in {len(bad)} tensors" + _list("not finite", bad))
-
-
-def _fill_randomly(module: nn.Module, seed: int, part: str) -> None:
-    """Values under which no block is an identity and signals keep their size through any number of blocks."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part}".encode()))
-    state_dict: StateDict = {}
-    for prefix, child in module.named_modules():
-        for short, parameter in child.named_parameters(recurse=False):
-            name = f"{prefix}.{short}" if prefix else short
-            mean, std = _random_scale(child, name, parameter.shape)
-            state_dict[name] = torch.empty(parameter.shape).normal_(mean, std, generator=generator)
-        if isinstance(child, Rotary):
-            state_dict[f"{prefix}.inv_freq"] = Rotary(child.head_width).inv_freq
-    load_weights(module, state_dict, f"random weights, seed {seed}")
-
-
-# Last projections of residual branches, modulations, and T5's queries, which have no 1/√E: less than unit gain.
-_SMALL_GAINS = {
-    "cross_attn.proj.weight": 0.2,
-    ".attn.proj.weight": 0.5,
-    "mlp.net.2.weight": 0.5,
-    "lora_b.weight": 0.2,
-    "time_ada.weight": 0.2,
-    "time_ada_final.weight": 0.2,
-    "SelfAttention.q.weight": 0.15,
-}
-
-
-def _random_scale(child: nn.Module, name: str, shape: torch.Size) -> tuple[float, float]:
-    """Mean and standard deviation of a parameter."""
-    if isinstance(child, WeightNormConv) and name.endswith("weight_g"):
-        gain = 0.5
-        if child.transposed:  # its norm spans outputs and taps, two of which meet in an output sample
-            inputs, outputs, _ = child.weight_v.shape
-            gain *= math.sqrt(outputs * child.stride / inputs)
-        return gain, 0.1 * gain
-    if type(child).__name__.endswith("Norm") and name.endswith("weight"):
-        return 1.0, 0.1
-    if isinstance(child, nn.Embedding):
-        return 0.0, 0.5
-    if len(shape) < 2 or isinstance(child, SnakeBeta) or name.endswith("scale_shift_table"):
-        return 0.0, 0.1
-    gain = next((gain for suffix, gain in _SMALL_GAINS.items() if name.endswith(suffix)), 1.0)
-    return 0.0, gain / math.sqrt(math.prod(shape[1:]))
-
-
-def _small_tokenizer() -> dict[str, Path]:
-    """nano's tokenizer files or, in a tree without nano's weights, those of one trained on a word list."""
-    packaged = {name: NANO_FOLDER / name for name in TOKENIZER_FILES}
-    if all(path.is_file() for path in packaged.values()):
-        return packaged
-    folder = Path(_word_list_tokenizer().name)
-    return {name: folder / name for name in TOKENIZER_FILES}
-
-
-@cache
-def _word_list_tokenizer() -> tempfile.TemporaryDirectory[str]:
-    """A folder with the two files, removed when the process ends."""
-    try:
-        from ezaudio.data.tokenizer import CHARACTERS, GENERAL_WORDS, to_tokenizers, train_tokenizer
-    except ModuleNotFoundError as error:
-        raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[train]"') from error
-    model = train_tokenizer([*GENERAL_WORDS.split(), *CHARACTERS.split()] * 4, vocab_size=600)
-    folder = tempfile.TemporaryDirectory(prefix="ezaudio-tokenizer-")
-    Path(folder.name, "spiece.model").write_bytes(model)
-    to_tokenizers(model).save(str(Path(folder.name, "tokenizer.json")))
-    return folder
-
-
 def _known(model: str) -> EzAudioConfig:
     if model not in PRESETS:
         raise InputError(f"random weights need a known model, one of {', '.join(PRESETS)}; got '{model}'")
@@ -568,15 +396,3 @@ def _known(model: str) -> EzAudioConfig:
 
 def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _describe(tensor: Tensor) -> str:
-    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' of {tensor.dtype}'}"
-
-
-def _list(label: str, names: Collection[str]) -> str:
-    return "".join(f"\n  {label}: {name}" for name in names)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

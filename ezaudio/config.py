@@ -1,4 +1,4 @@
-"""Model and diffusion settings: frozen dataclasses, and the presets `l`, `xl` (official), `nano` (packaged), `debug` (tests).
+"""Model and diffusion settings, and the presets `l`, `xl` (official), `nano` (packaged), `debug` (tests).
 
 Torch-free, so that the exporter, the trainer and the tests share one description of a model.
 """
@@ -29,7 +29,7 @@ class DiTConfig:
     def __post_init__(self) -> None:
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
-                f"width {self.width} must be a multiple of num_heads {self.num_heads} with an even head width (RoPE pairs halves)"
+                f"width {self.width} must be a multiple of num_heads {self.num_heads} with an even head width (RoPE)"
             )
         if self.depth < 2 or self.depth % 2:
             raise ValueError(f"depth must be even and at least 2, got {self.depth}")
@@ -81,7 +81,7 @@ class VAEConfig:
 
 @dataclass(frozen=True, slots=True)
 class TextConfig:
-    """FLAN-T5 encoder. `hub_name` is the published model; without one the shape below is built and loaded from local weights."""
+    """FLAN-T5 encoder. `hub_name` is the published model; without one the weights are local and of the shape below."""
 
     width: int
     hub_name: str | None = None

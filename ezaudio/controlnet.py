@@ -17,7 +17,8 @@ ENERGY_FLOOR_DB = -60.0
 def audio_energy(audio: Tensor) -> Tensor:
     """Loudness contour at 100 Hz, the condition of the energy ControlNet.
 
-    Mean square over windows of 80 ms every 10 ms (reflected edges), in dB above a floor of −60 dB, scaled by each clip's maximum.
+    Mean square over windows of 80 ms every 10 ms (reflected edges), in dB above a floor of −60 dB, scaled by each
+    clip's maximum.
 
     Args:
         audio: (B, T) samples at 24 kHz, T a multiple of 240 and more than 840.

@@ -1,4 +1,4 @@
-"""Latent diffusion transformer of EzAudio (arXiv 2409.10819, section 3.2): in blocks, a middle block, out blocks with long skips."""
+"""EzAudio's diffusion transformer (arXiv 2409.10819, section 3.2): in, middle and out blocks with long skips."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ class MaskDiT(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Xavier for linears; every block starts as an identity on its input (zeroed last projections), velocity at zero."""
+        """Xavier for linears; every block starts as an identity (zeroed last projections), the velocity at zero."""
         for module in self.modules():
             if isinstance(module, nn.Linear):
                 nn.init.xavier_uniform_(module.weight)

@@ -25,7 +25,7 @@ def standard_deviation(x: Tensor) -> Tensor:
 
 
 def guide(conditional: Tensor, negative: Tensor, scale: Tensor, rescale: Tensor) -> Tensor:
-    """Classifier-free guidance, u + w·(c − u), with its deviation pulled towards the conditional one (Lin et al. 2023, eq. 15–16).
+    """Guidance u + w·(c − u), its deviation pulled towards the conditional one (Lin et al. 2023, eq. 15–16).
 
     Args:
         conditional, negative: (B, C, L) velocities c and u.
@@ -81,7 +81,7 @@ def velocity(
     controlnet: ControlNet | None = None,
     conditioning_scale: float = 1.0,
 ) -> Tensor:
-    """Guided velocity of one step: (B, C, L) → (B, C, L). Each guidance branch runs by itself, as the definition reads."""
+    """Guided velocity of one step: (B, C, L) → (B, C, L). Each guidance branch runs by itself, as it is defined."""
     timesteps = torch.full((latents.shape[0],), timestep, device=latents.device)
 
     def branch(context: Tensor, mask: Tensor) -> Tensor:

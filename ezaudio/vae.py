@@ -1,6 +1,7 @@
 """Waveform autoencoder (Oobleck with snake-beta activations and weight-norm): 24 kHz audio ↔ latent frames.
 
-Attribute names follow the official checkpoint. Weight-norm is stored as `weight_g`, `weight_v`; `fold_weight_norm` removes it for inference.
+Attribute names follow the official checkpoint. Weight-norm is stored as `weight_g`, `weight_v`; `fold_weight_norm`
+removes it for inference.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""The two operators at the heart of the model: AdaLN-SOLA and QK-norm attention. `reference.py` specifies them in plain PyTorch."""
+"""The operators at the heart of the model, AdaLN-SOLA and QK-norm attention; `reference.py` is their specification."""

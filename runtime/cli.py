@@ -129,7 +129,7 @@ class Job:
 @click.option("--noise", type=click.Choice(["torch", "philox"]), help="Random stream; torch is PyTorch's. [torch]")
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
 @click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
-@click.option("--threads", type=click.IntRange(1), metavar="N", help="CPU threads. [all cores]")
+@click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
 @click.version_option(__version__, message="ezaudio %(version)s")

@@ -1,4 +1,4 @@
-"""`manifest.json`: what a bundle is made of, and the checks between a folder from anywhere and a session that runs it."""
+"""`manifest.json`: what a bundle is made of, and the checks between a folder and the sessions that run it."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def file_sha256(path: Path) -> str:
 def read_manifest(folder: Path, verify: bool = True) -> Manifest:
     """Read a bundle's manifest and, unless told not to, compare every file with its sha256.
 
-    Raises BundleError, in one line, when the folder is no bundle, is of a newer format, or a file is missing or changed.
+    Raises BundleError when the folder is no bundle, is of a newer format, or a file is missing or changed.
     """
     path = folder / FILE_NAME
     if not folder.is_dir():

@@ -61,7 +61,7 @@ class GraphSessions:
             providers = list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
             try:
                 self._sessions[name] = ort.InferenceSession(str(path), options, providers=providers)
-            except Exception as error:  # noqa: BLE001 - ONNX Runtime's exceptions have no common type
+            except Exception as error:
                 raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
         return self._sessions[name]
 
@@ -80,7 +80,7 @@ class GraphSessions:
 
 
 class DenoiserLoop:
-    """The denoiser graph bound to buffers that live as long as one clip: a step copies its row in and swaps two pairs of buffers."""
+    """The denoiser graph bound to the buffers of one clip: a step copies its row in and swaps two pairs of buffers."""
 
     def __init__(self, sessions: GraphSessions, name: str, latents: Array, constants: dict[str, Array]) -> None:
         session = sessions.open(name)

@@ -23,11 +23,14 @@ class Settings:
     """Everything that decides one sound, given a bundle. Two equal `Settings` give equal bytes.
 
     Attributes:
-        prompt: what to hear. negative_prompt: what to steer away from; "" is the model's unconditional prompt.
+        prompt: what to hear.
+        negative_prompt: what to steer away from; "" is the model's unconditional prompt.
         duration_s: seconds; the sound has round(duration_s · sample_rate) samples.
-        guidance_scale: 1 is no guidance. guidance_rescale: 0 to 1, how far the guided deviation returns to the unguided one.
+        guidance_scale: 1 is no guidance.
+        guidance_rescale: 0 to 1, how far the deviation of the guided velocity returns to that of the unguided one.
         eta: 0 (deterministic) to 1, for solvers that add noise.
-        seed: −2⁶³ to 2⁶⁴ − 1. noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one shared with GPUs and C++.
+        seed: −2⁶³ to 2⁶⁴ − 1.
+        noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one for every backend alike.
     """
 
     prompt: str

@@ -1,4 +1,4 @@
-"""What a graph takes and gives: one `TensorSpec` per input and output, shared by the exporter, the manifest and every backend."""
+"""What a graph takes and gives: one `TensorSpec` per input and output, for exporter, manifest and every backend."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ DTYPES = ("float32", "float16", "bfloat16", "int64", "int8", "bool")
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A dimension whose size is only known at run time: `times` × the size called `name`, with the range engines are built for."""
+    """A dimension known only at run time: `times` × the size called `name`, with the range engines are built for."""
 
     name: str
     min: int

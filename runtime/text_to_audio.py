@@ -1,4 +1,4 @@
-"""`TextToAudio`: a bundle that makes sound from text. The loop reads as the system does: condition, plan, denoise, decode."""
+"""`TextToAudio`: a bundle that makes sound from text. It reads as the system does: condition, plan, denoise, decode."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ MODULATION_CHUNK = 64  # timesteps a modulation run, so that 1000 steps need no 
 
 @dataclass(frozen=True, slots=True)
 class PromptState:
-    """What cross-attention needs of one prompt: keys, values (N, 1, H, S, E), output of a one-token prompt (N, 1, D)."""
+    """What cross-attention needs of a prompt: keys, values (N, 1, H, S, E); output of a one-token prompt (N, 1, D)."""
 
     keys: Float32
     values: Float32
@@ -67,8 +67,8 @@ class _Recent(OrderedDict[Any, Value]):
 class TextToAudio:
     """Text to audio from a bundle. Not thread-safe: use one instance a thread.
 
-    Prompts of one call run one after the other: on a CPU a batch gains nothing, and so an item's samples cannot depend on its
-    batch. Text states of recent prompts and the modulation of the last plan are kept between calls.
+    Prompts of one call run one after the other: on a CPU a batch gains nothing, and so an item's samples cannot depend
+    on its batch. Text states of recent prompts and the modulation of the last plan are kept between calls.
 
     Args:
         bundle: a folder, the name of an exported model (`l`, `xl`, `nano`), or None for the model inside the package.
@@ -197,10 +197,13 @@ class TextToAudio:
 
     def _encode_prompt(self, text: str) -> PromptState:
         tokens = self._tokenizer.encode(text)
-        ids = np.array([tokens.ids], np.int64)
+        return self._encode_ids(tokens.ids, tokens.dropped)
+
+    def _encode_ids(self, token_ids: tuple[int, ...], dropped: str = "") -> PromptState:
+        ids = np.array([token_ids], np.int64)
         states = self._sessions.run("text_encoder", input_ids=ids, attention_mask=np.ones_like(ids))
         cross = self._sessions.run("conditioner", text_states=states["text_states"])
-        return PromptState(cross["cross_keys"], cross["cross_values"], cross["cross_constant"], tokens.dropped)  # type: ignore[arg-type]
+        return PromptState(cross["cross_keys"], cross["cross_values"], cross["cross_constant"], dropped)  # type: ignore[arg-type]
 
     def _modulation(self, plan: SolverPlan) -> tuple[Float32, Float32]:
         """Block modulation (N, blocks, 6, D) and final modulation (N, 2, D) of every step."""

@@ -26,7 +26,7 @@ class PromptTokenizer:
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises plain Exception
+        except Exception as error:
             raise BundleError(f"'{path}' is no tokenizer ({error}): copy or export the bundle again") from error
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()

@@ -9,7 +9,9 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import T5EncoderModel
 
+from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import ControlNetConfig, DiTConfig, EzAudioConfig, TextConfig, VAEConfig
 from ezaudio.controlnet import ControlNet
 from ezaudio.dit import MaskDiT
@@ -55,3 +57,11 @@ def controlnet() -> ControlNet:
     model = ControlNet(DIT, CONTROLNET)
     model.load_state_dict(load("controlnet_tiny"), strict=True)
     return model.eval()
+
+
+def source(folder: Path) -> ModelSource:
+    """The golden models as a folder of weights, the way an own model is exported."""
+    text_encoder = T5EncoderModel.from_pretrained(FOLDER / "t5_tiny", attn_implementation="eager").eval()
+    tokenizer = open_source("debug", random_weights=True)
+    save_folder(folder, SYSTEM, dit(), vae(), text_encoder, tokenizer.tokenizer_files(), controlnet())
+    return open_source(str(folder))

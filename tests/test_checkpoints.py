@@ -21,12 +21,13 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from ezaudio import checkpoints, hub
-from ezaudio.checkpoints import ModelSource, load_weights, open_source, read_state_dict, save_folder
+from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import PRESETS, preset
 from ezaudio.controlnet import ControlNet
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 from ezaudio.text import build_text_encoder, encode_text
+from ezaudio.weights import load_weights, read_state_dict
 
 NETWORK_TOLERANCE = 1e-5  # measured: 5e-7
 HALF_TOLERANCE = 2e-3  # measured: 6.4e-4 (DiT), weights rounded to float16
@@ -83,7 +84,7 @@ def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
 
 @pytest.fixture
 def tokenizer_files() -> dict[str, Path]:
-    return checkpoints._small_tokenizer()
+    return open_source("debug", random_weights=True).tokenizer_files()
 
 
 @pytest.fixture

@@ -1,0 +1,140 @@
+"""Tensors from files to modules and back: strict, finite, and never a pickle that does more than hold tensors."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+from collections.abc import Callable, Collection, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ezaudio.runtime.errors import BundleError
+
+StateDict = dict[str, Tensor]
+
+RELEASE = "OpenSound/EzAudio"
+VAE_PREFIX = "autoencoder."
+MAX_JSON_BYTES = 1_000_000
+# What a damaged file makes torch.load raise, depending on where the damage is.
+_DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
+
+
+def read_state_dict(path: Path, *, entry: Literal["model", "state_dict"] | None = None) -> StateDict:
+    """Tensors of a checkpoint, mapped from the file where its format allows.
+
+    Args:
+        path: `.safetensors`, or `.pt`, `.pth`, `.ckpt` holding a dictionary.
+        entry: where the release wraps its tensors in a `.pt`: "model" (DiT, ControlNet), or "state_dict" (VAE: only the
+            keys under `autoencoder.`, which is taken off; the rest is a discriminator). None: nowhere.
+
+    Raises:
+        BundleError: missing, damaged, of another format, or a pickle of more than tensors.
+    """
+    if path.suffix == ".safetensors":
+        return read_safetensors(path)
+    if path.suffix not in (".pt", ".pth", ".ckpt"):
+        raise BundleError(f"'{path}' is no checkpoint: expected .safetensors, .pt, .pth or .ckpt")
+    if not path.is_file():
+        raise BundleError(f"'{path}' does not exist or is not a file")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except pickle.UnpicklingError as error:
+        raise BundleError(
+            f"'{path}' holds more than tensors, or is damaged: its pickled code was not run; expected a file of tensors"
+            " alone, .safetensors at best"
+        ) from error
+    except _DAMAGE as error:
+        raise BundleError(f"'{path}' cannot be read ({first_line(error)}): download or save it again") from error
+    if entry is not None:
+        if not isinstance(content, dict) or not isinstance(content.get(entry), dict):
+            raise BundleError(f"'{path}' has no dictionary {entry!r}: expected a file laid out as {RELEASE}'s")
+        content = content[entry]
+    if not isinstance(content, dict):
+        raise BundleError(f"'{path}' holds {type(content).__name__}: expected a dictionary of tensors")
+    if entry == "state_dict":
+        content = {key.removeprefix(VAE_PREFIX): value for key, value in content.items() if key.startswith(VAE_PREFIX)}
+    others = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    if others:
+        raise BundleError(f"'{path}' holds values that are no tensors: {', '.join(others)}")
+    return content
+
+
+def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_name: str) -> None:
+    """Strict load, in the module's dtypes. A module on the meta device takes the tensors over, any other copies them.
+
+    Raises:
+        BundleError: keys missing, unexpected or of another shape, or values that are not finite: every one is listed,
+            one a line below a summary, and nothing was loaded.
+    """
+    expected = module.state_dict()
+    missing = [key for key in expected if key not in state_dict]
+    unexpected = [key for key in state_dict if key not in expected]
+    misshapen = [
+        f"{key}: expected {_describe(value)}, got {_describe(state_dict[key])}"
+        for key, value in expected.items()
+        if key in state_dict and _describe(value) != _describe(state_dict[key])
+    ]
+    if missing or unexpected or misshapen:
+        raise BundleError(
+            f"{source_name} does not fit {type(module).__name__}:"
+            f" {len(missing)} missing, {len(unexpected)} unexpected, {len(misshapen)} of another shape"
+            + _list("missing", missing)
+            + _list("unexpected", unexpected)
+            + _list("shape", misshapen)
+        )
+    tensors = {key: state_dict[key].detach().to(value.dtype) for key, value in expected.items()}
+    _check_finite(tensors, source_name)
+    module.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        if path.stat().st_size > MAX_JSON_BYTES:
+            raise BundleError(f"'{path}' is larger than {MAX_JSON_BYTES} bytes: no settings file")
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise BundleError(f"'{path}' cannot be read: {first_line(error)}") from error
+    if not isinstance(data, dict):
+        raise BundleError(f"'{path}' holds {type(data).__name__}: expected a JSON object")
+    return data
+
+
+def read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True) -> StateDict:
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118  not a mapping
+    except (OSError, SafetensorError) as error:
+        raise BundleError(f"'{path}' cannot be read as safetensors: {first_line(error)}") from error
+
+
+def write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
+    tensors = {name: buffer.contiguous() for name, buffer in module.named_buffers()}
+    for name, parameter in module.named_parameters():  # a tied parameter once, under its first name
+        tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
+    _check_finite(tensors, f"{path.stem} in {dtype}")
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
+    # aminmax passes NaN on, and in contrast to isfinite makes no copy.
+    bad = [key for key, value in tensors.items() if value.numel() and not torch.stack(value.aminmax()).isfinite().all()]
+    if bad:
+        raise BundleError(f"{name} holds values that are not finite in {len(bad)} tensors" + _list("not finite", bad))
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)}{'' if tensor.is_floating_point() else f' of {tensor.dtype}'}"
+
+
+def _list(label: str, names: Collection[str]) -> str:
+    return "".join(f"\n  {label}: {name}" for name in names)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

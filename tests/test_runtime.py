@@ -1,0 +1,207 @@
+"""The torch-free runtime on real bundles: against the official code, against PyTorch, and against itself."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import golden
+import numpy as np
+import pytest
+import torch
+
+from ezaudio.checkpoints import open_source
+from ezaudio.runtime.errors import CancelledError, InputError
+from ezaudio.runtime.noise import PhiloxNoise, TorchNoise
+from ezaudio.runtime.settings import Step
+from ezaudio.runtime.solvers import solver_plan
+from ezaudio.runtime.text_to_audio import TextToAudio
+from ezaudio.sampling import Condition, sample
+from ezaudio.text import encode_text
+
+PARITY = 1e-4  # ONNX against PyTorch over a whole loop; measured: 2e-6
+
+
+@pytest.fixture(scope="module")
+def model(debug_bundle: Path) -> TextToAudio:
+    return TextToAudio(debug_bundle, threads=2)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "tolerance"),
+    [
+        ("ddim10_eta0_w3", {"num_steps": 10, "eta": 0.0, "guidance_scale": 3.0, "seed": 7}, 1e-4),
+        ("ddim10_eta1_noguide", {"num_steps": 10, "eta": 1.0, "guidance_scale": 1.0, "seed": 3}, 1e-3),
+        (
+            "ddim20_eta1_w5_phi075",
+            {"num_steps": 20, "eta": 1.0, "guidance_scale": 5.0, "guidance_rescale": 0.75, "seed": 11},
+            1e-3,
+        ),
+    ],
+)
+def test_bundle_gives_the_official_latents(golden_bundle: Path, name: str, settings: dict, tolerance: float) -> None:
+    io = golden.load("pipeline_tiny_io")
+    model = TextToAudio(golden_bundle)
+    for text, row in (("the golden prompt", 0), ("", 1)):  # the golden ids belong to no words
+        ids = io["input_ids"][row][io["attention_mask"][row].bool()]
+        model._prompts[text] = model._encode_ids(tuple(ids.tolist()))
+    resolved = model.settings("the golden prompt", duration_s=40 / 50, **{"guidance_rescale": 0.0, **settings})
+    latents = model._denoise(resolved, lambda step: None)
+    assert golden.relative_error(latents, io[f"latent.{name}"]) < tolerance
+
+
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde"])
+@pytest.mark.parametrize(
+    "guidance",
+    [{}, {"negative_prompt": "wind and a very loud engine"}, {"guidance_scale": 1.0}],
+    ids=["guided", "negative", "unguided"],
+)
+def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: dict) -> None:
+    settings = model.settings("a dog barks", duration_s=1.01, num_steps=5, solver=solver, seed=3, **guidance)
+    source = open_source("debug", controlnet="energy", random_weights=True)
+    encoder, dit, vae = source.text_encoder(), source.dit(), source.vae()
+
+    def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
+        ids = torch.tensor([model._tokenizer.encode(text).ids])
+        return encode_text(encoder, ids, torch.ones_like(ids)), torch.ones_like(ids).bool()
+
+    negative = (None, None) if settings.guidance_scale == 1 else encode(settings.negative_prompt)
+    plan = solver_plan(solver, 5, settings.eta, model.config.diffusion)
+    condition = Condition(*encode(settings.prompt), *negative)
+    scale = (settings.guidance_scale, settings.guidance_rescale)
+    latents = sample(dit, plan, condition, [TorchNoise(3)], 51, *scale)
+    with torch.no_grad():
+        audio = vae.decode(latents)[0, 0, : round(1.01 * 24000)]
+    got = model.generate(settings.prompt, duration_s=1.01, num_steps=5, solver=solver, seed=3, **guidance).samples
+    assert golden.relative_error(got[0], audio) < PARITY
+
+
+@pytest.mark.parametrize("duration_s", [0.0001, 0.01, 0.5, 1.0, 1.2345])
+def test_length_is_exact(model: TextToAudio, duration_s: float) -> None:
+    result = model.generate("rain", duration_s=duration_s, num_steps=1, seed=0)
+    assert result.samples.shape == (1, round(duration_s * 24000))
+    assert result.samples.dtype == np.float32
+    assert np.isfinite(result.samples).all()
+
+
+@pytest.mark.parametrize("noise", ["torch", "philox"])
+def test_an_item_does_not_depend_on_its_batch(model: TextToAudio, noise: str) -> None:
+    options = {"duration_s": 0.4, "num_steps": 3, "solver": "dpmpp_2m_sde", "noise": noise}
+    together = model.generate(["rain", "a dog", "a much longer prompt about bells"], seed=[1, 2, 2], **options)
+    for index, settings in enumerate(together.settings):
+        alone = model.generate(settings.prompt, seed=settings.seed, **options)
+        assert alone.settings == (settings,)
+        assert alone.samples.tobytes() == together.samples[index].tobytes()
+    assert not np.array_equal(together.samples[0], together.samples[1])
+
+
+def test_one_seed_gives_the_same_bytes_every_time(model: TextToAudio, debug_bundle: Path) -> None:
+    options = {"duration_s": 0.3, "num_steps": 3, "eta": 1.0, "seed": 5}
+    first = model.generate("bells", **options).samples.tobytes()
+    assert all(model.generate("bells", **options).samples.tobytes() == first for _ in range(20))
+    assert TextToAudio(debug_bundle, threads=2).generate("bells", **options).samples.tobytes() == first
+    assert model.generate("bells", **{**options, "seed": 6}).samples.tobytes() != first
+
+
+def test_philox_takes_the_place_of_the_torch_stream(model: TextToAudio) -> None:
+    settings = model.settings("bells", duration_s=0.4, num_steps=1, eta=0.0, guidance_scale=1.0, seed=8, noise="philox")
+    start = PhiloxNoise(8).draw(0, (1, 8, 20))
+    plan = solver_plan("ddim", 1, 0.0, model.config.diffusion)
+    dit = open_source("debug", controlnet="energy", random_weights=True).dit()
+    encoder = open_source("debug", random_weights=True).text_encoder()
+    ids = torch.tensor([model._tokenizer.encode("bells").ids])
+    condition = Condition(encode_text(encoder, ids, torch.ones_like(ids)), torch.ones_like(ids).bool())
+    expected = sample(dit, plan, condition, [PhiloxNoise(8)], 20)
+    assert start.shape == expected.shape
+    assert golden.relative_error(model._denoise(settings, lambda step: None), expected) < PARITY
+
+
+def test_progress_and_cancelling(model: TextToAudio) -> None:
+    seen: list[Step] = []
+    model.generate(["a", "b"], duration_s=0.1, num_steps=2, on_step=seen.append)
+    assert [(s.item, s.index) for s in seen] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+    assert {(s.num_items, s.num_steps) for s in seen} == {(2, 2)}
+    with pytest.raises(CancelledError, match="after step 2 of 9"):
+        model.generate("a", duration_s=0.1, num_steps=9, on_step=lambda step: step.index < 1)
+
+
+def test_a_long_prompt_is_cut_and_says_what_was_dropped(model: TextToAudio) -> None:
+    words = [f"sound{number}" for number in range(200)]
+    result = model.generate(" ".join(words), duration_s=0.1, num_steps=1, seed=1)
+    (warning,) = result.warnings
+    assert "longer than 100 tokens" in warning
+    assert warning.endswith(f"{words[-1]}'")
+    dropped = warning.split("dropped: ")[1].strip("'")
+    kept = " ".join(words).removesuffix(dropped)
+    assert len(model._tokenizer.encode(kept).ids) <= 100
+    assert not model.generate("short", duration_s=0.1, num_steps=1).warnings
+
+
+def test_defaults_come_from_the_bundle_and_eta_fits_the_solver(model: TextToAudio) -> None:
+    settings = model.settings("rain")
+    defaults = model.config.defaults
+    for name in ("duration_s", "num_steps", "guidance_scale", "guidance_rescale", "eta", "solver"):
+        assert getattr(settings, name) == getattr(defaults, name)
+    assert model.settings("rain", solver="dpmpp_2m").eta == 0
+    assert model.settings("rain", solver="dpmpp_2m_sde").eta == 1
+    assert model.settings("rain").seed != model.settings("rain").seed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"prompt": " \t"}, "prompt is blank"),
+        ({"duration_s": 0}, "more than 0 and at most 30 seconds, got 0"),
+        ({"duration_s": 1e-9}, "shorter than one sample"),
+        ({"duration_s": 30.001}, "got 30.001"),
+        ({"duration_s": float("nan")}, "got nan"),
+        ({"duration_s": "10"}, "got '10'"),
+        ({"num_steps": 0}, "from 1 to 1000, got 0"),
+        ({"num_steps": 1001}, "got 1001"),
+        ({"num_steps": 2.0}, "got 2.0"),
+        ({"guidance_scale": float("inf")}, "got inf"),
+        ({"guidance_rescale": 1.1}, "from 0 to 1, got 1.1"),
+        ({"eta": -0.1}, "got -0.1"),
+        ({"solver": "euler"}, "expected one of ddim, dpmpp_2m, dpmpp_2m_sde"),
+        ({"solver": "dpmpp_2m", "eta": 1.0}, "eta"),
+        ({"noise": "white"}, "expected one of torch, philox"),
+        ({"seed": 2**64}, "seed must be"),
+        ({"seed": True}, "seed must be"),
+    ],
+)
+def test_bad_settings_are_refused(model: TextToAudio, given: dict, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        model.settings(**{"prompt": "rain", **given})
+
+
+def test_bad_calls_are_refused(model: TextToAudio, debug_bundle: Path) -> None:
+    with pytest.raises(InputError, match="no prompt"):
+        model.generate([])
+    with pytest.raises(InputError, match="2 prompts need as many seeds, got 3"):
+        model.generate(["a", "b"], seed=[1, 2, 3])
+    with pytest.raises(InputError, match="threads"):
+        TextToAudio(debug_bundle, threads=0)
+    with pytest.raises(InputError, match="unknown device 'tpu'"):
+        TextToAudio(debug_bundle, device="tpu")
+
+
+def test_memory_does_not_grow_with_steps(model: TextToAudio) -> None:
+    def resident_mib() -> float:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * 4096 / 2**20
+
+    model.generate("rain", duration_s=2.0, num_steps=30, eta=1.0)
+    before = resident_mib()
+    model.generate("rain", duration_s=2.0, num_steps=600, eta=1.0)
+    assert resident_mib() - before < 8
+
+
+def test_generating_imports_neither_torch_nor_transformers(debug_bundle: Path, tmp_path: Path) -> None:
+    script = f"""
+import sys
+from ezaudio.runtime import TextToAudio
+TextToAudio({str(debug_bundle)!r}).generate("rain", duration_s=0.1, num_steps=1)
+heavy = {{"torch", "transformers", "onnx", "scipy"}} & sys.modules.keys()
+assert not heavy, heavy
+"""
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
