@@ -87,7 +87,7 @@ class CrossAttention(nn.Module):
 class MLP(nn.Module):
     def __init__(self, mlp: blocks.FeedForward) -> None:
         super().__init__()
-        self.up = Product.of(mlp.net[0].proj)  # type: ignore[arg-type, union-attr]
+        self.up = Product.of(mlp.net[0].proj)  # type: ignore[arg-type]
         self.down = Product.of(mlp.net[2])  # type: ignore[arg-type]
 
     def forward(self, x: Tensor) -> Tensor:

@@ -140,7 +140,7 @@ class ModulationGraph(Graph):
         self.adaln = nn.ModuleList(block.adaln for block in block_list)
         self.norms = nn.ModuleList(norm for block in block_list for norm in (block.norm1, block.norm3))
         self.final_ada = network.time_ada_final if final else None
-        self.final_norm = network.final_block.norm if final else None  # type: ignore[union-attr]
+        self.final_norm = network.final_block.norm if final else None
 
     @staticmethod
     def fold(norm: nn.LayerNorm, shift: Tensor, scale: Tensor) -> list[Tensor]:

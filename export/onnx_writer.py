@@ -53,9 +53,9 @@ class WeightFile:
             offset,
             length,
             tensor.dtype,
-            shape=tensor.shape,
+            shape=ir.Shape(tensor.shape.numpy()),
             name=name,
-            base_dir=self.path.parent,  # type: ignore[arg-type]
+            base_dir=self.path.parent,
         )
 
     def close(self) -> None:
@@ -64,7 +64,7 @@ class WeightFile:
 
 def _little_endian_bytes(tensor: ir.TensorProtocol) -> memoryview:
     array = np.ascontiguousarray(tensor.numpy())
-    return memoryview(array.view(np.uint8).reshape(-1)) if array.size else memoryview(b"")
+    return memoryview(array.reshape(-1).view(np.uint8).data)
 
 
 def example_input(spec: TensorSpec, sizes: dict[str, int], generator: torch.Generator) -> torch.Tensor:
@@ -85,7 +85,7 @@ def to_onnx(graph: Graph) -> ir.Model:
 
     def dim(axis: Axis) -> Any:
         base = dims.setdefault(axis.name, Dim(axis.name, min=1, max=axis.max))
-        return base if axis.times == 1 else axis.times * base  # type: ignore[operator]
+        return base if axis.times == 1 else axis.times * base
 
     shapes = {spec.name: {index: dim(axis) for index, axis in spec.axes().items()} for spec in graph.inputs}
     with _quiet():

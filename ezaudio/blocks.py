@@ -26,7 +26,7 @@ class TimestepEmbed(nn.Module):
         indices = torch.arange(self.NUM_FREQUENCIES, dtype=torch.float32, device=timesteps.device)
         angles = timesteps[:, None].float() * torch.exp(-math.log(10000.0) / self.NUM_FREQUENCIES * indices)
         sinusoids = torch.cat([angles.cos(), angles.sin()], dim=-1)
-        return self.mlp(sinusoids.to(self.mlp[0].weight.dtype))
+        return self.mlp(sinusoids.to(next(self.mlp.parameters()).dtype))
 
 
 class Rotary(nn.Module):

@@ -81,9 +81,8 @@ class ControlNet(nn.Module):
         self.in_blocks = nn.ModuleList(blocks.DiTBlock(dit, skip=False) for _ in range(dit.num_in_blocks))
         self.controlnet_pre = ConditionEmbed(config, width)
         self.controlnet_zero_blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(dit.num_in_blocks))
-        for zero in self.controlnet_zero_blocks:
-            nn.init.zeros_(zero.weight)
-            nn.init.zeros_(zero.bias)
+        for parameter in self.controlnet_zero_blocks.parameters():
+            nn.init.zeros_(parameter)
 
     def forward(
         self,

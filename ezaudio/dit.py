@@ -31,7 +31,7 @@ class UDiT(nn.Module):
 
     def all_blocks(self) -> list[blocks.DiTBlock]:
         """Blocks in the order of computation."""
-        return [*self.in_blocks, self.mid_block, *self.out_blocks]  # type: ignore[list-item]
+        return [*self.in_blocks, self.mid_block, *self.out_blocks]
 
     def forward(
         self,
@@ -74,8 +74,9 @@ class MaskDiT(nn.Module):
                 nn.init.xavier_uniform_(module.weight)
                 if module.bias is not None:
                     nn.init.zeros_(module.bias)
-        nn.init.normal_(self.model.time_embed.mlp[0].weight, std=0.02)
-        nn.init.normal_(self.model.time_embed.mlp[2].weight, std=0.02)
+        for name, parameter in self.model.time_embed.named_parameters():
+            if name.endswith("weight"):
+                nn.init.normal_(parameter, std=0.02)
         nn.init.normal_(self.mask_embed, std=0.02)
         nn.init.zeros_(self.model.time_ada.weight)
         nn.init.zeros_(self.model.time_ada_final.weight)
@@ -83,7 +84,7 @@ class MaskDiT(nn.Module):
             nn.init.zeros_(block.adaln.lora_b.weight)
             nn.init.zeros_(block.attn.proj.weight)
             nn.init.zeros_(block.cross_attn.proj.weight)
-            nn.init.zeros_(block.mlp.net[2].weight)
+            nn.init.zeros_(block.mlp.net.get_parameter("2.weight"))
         nn.init.zeros_(self.model.final_block.linear.weight)
 
     def assemble(self, x: Tensor, given: Tensor | None = None, mask: Tensor | None = None) -> Tensor:

@@ -31,7 +31,6 @@ def build_text_encoder(config: TextConfig) -> T5EncoderModel:
         feed_forward_proj="gated-gelu",
         is_encoder_decoder=False,
         use_cache=False,
-        tie_word_embeddings=True,
         pad_token_id=PAD_TOKEN,
         eos_token_id=END_TOKEN,
         dropout_rate=0.0,

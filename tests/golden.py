@@ -63,5 +63,5 @@ def source(folder: Path) -> ModelSource:
     """The golden models as a folder of weights, the way an own model is exported."""
     text_encoder = T5EncoderModel.from_pretrained(FOLDER / "t5_tiny", attn_implementation="eager").eval()
     tokenizer = open_source("debug", random_weights=True)
-    save_folder(folder, SYSTEM, dit(), vae(), text_encoder, tokenizer.tokenizer_files(), controlnet())
+    save_folder(folder, SYSTEM, dit(), vae(), text_encoder, tokenizer.tokenizer_files())
     return open_source(str(folder))

@@ -1,0 +1,224 @@
+"""Exporting: exact rewrites, what the graphs contain, precisions, and folders that are whole or not there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import golden
+import numpy as np
+import onnx
+import onnx_ir as ir
+import onnxruntime
+import pytest
+import torch
+from torch import nn
+
+from ezaudio.checkpoints import ModelSource, open_source
+from ezaudio.config import DiTConfig, preset
+from ezaudio.dit import MaskDiT
+from ezaudio.export import bundle, graphs, onnx_writer, precision
+from ezaudio.export.blocks import Block
+from ezaudio.export.samples import Sample, Sampler
+from ezaudio.export.vae_graphs import ShuffledUpsampling
+from ezaudio.kernels import reference as ops
+from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.manifest import read_manifest
+from ezaudio.vae import WeightNormConv
+
+# (precision, graph) → worst relative error over its outputs, each with what was measured on random weights.
+DENOISER_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2, "int8": 5e-2}  # 1e-6, 3e-4, 3e-3, 1e-2
+
+
+@pytest.fixture(scope="module")
+def source() -> ModelSource:
+    return open_source("debug", random_weights=True)
+
+
+@pytest.fixture(scope="module")
+def traced(source: ModelSource, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Sample]:
+    """The guided denoiser in fp32, written once, with what PyTorch answers."""
+    dit, config = source.dit(), source.config
+    blocks = dit.model.all_blocks()
+    graph = graphs.DenoiserGraph(dit, config, "guided")
+    sample = Sampler(config).denoiser(
+        graph,
+        dit,
+        graphs.ConditionerGraph(dit.model, blocks, config, "conditioner"),
+        graphs.ModulationGraph(dit.model, blocks, config, "modulation"),
+        graphs.FrameBiasGraph(dit, config),
+    )
+    folder = tmp_path_factory.mktemp("traced")
+    weights = onnx_writer.WeightFile(folder / "denoiser.weights")
+    onnx_writer.write(onnx_writer.to_onnx(graph), folder / "denoiser.onnx", weights)
+    weights.close()
+    return folder / "denoiser.onnx", sample
+
+
+@pytest.mark.parametrize("name", precision.PRECISIONS)
+def test_precisions_stay_within_their_tolerance(
+    traced: tuple[Path, Sample], name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "MIN_HALF_VALUES", 64)  # the debug model's weights are small
+    monkeypatch.setattr(precision, "MIN_INT8_INPUTS", 8)
+    path, sample = traced
+    model = ir.load(path)
+    precision.apply(model, "denoiser", name)
+    weights = onnx_writer.WeightFile(tmp_path / "denoiser.weights")
+    onnx_writer.write(model, tmp_path / "denoiser.onnx", weights)
+    weights.close()
+    checks = bundle.check_graph(tmp_path / "denoiser.onnx", "denoiser", sample, name)
+    assert {check.output for check in checks} == {"next_latents", "clean"}
+    assert max(check.relative_error for check in checks) < DENOISER_TOLERANCE[name]
+    ratio = (tmp_path / "denoiser.weights").stat().st_size / path.with_name("denoiser.weights").stat().st_size
+    assert ratio == pytest.approx(1, abs=0.01) if name == "fp32" else ratio < 0.85  # pages hide the rest at this size
+    operators = [node.op_type for node in onnx.load(tmp_path / "denoiser.onnx", load_external_data=False).graph.node]
+    assert ("MatMulInteger" in operators) == (name == "int8")
+
+
+def test_int8_products_become_one_kernel_in_onnx_runtime(
+    traced: tuple[Path, Sample], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(precision, "MIN_INT8_INPUTS", 8)
+    model = ir.load(traced[0])
+    precision.apply(model, "denoiser", "int8")
+    weights = onnx_writer.WeightFile(tmp_path / "denoiser.weights")
+    onnx_writer.write(model, tmp_path / "denoiser.onnx", weights)
+    weights.close()
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_EXTENDED
+    options.optimized_model_filepath = str(tmp_path / "optimized.onnx")
+    onnxruntime.InferenceSession(str(tmp_path / "denoiser.onnx"), options, providers=["CPUExecutionProvider"])
+    operators = [node.op_type for node in onnx.load(tmp_path / "optimized.onnx").graph.node]
+    assert operators.count("DynamicQuantizeMatMul") + operators.count("MatMulIntegerToFloat") > 10
+    assert "MatMulInteger" not in operators
+
+
+def test_half_precision_refuses_weights_beyond_its_range() -> None:
+    x, y = ir.Value(name="x"), None
+    weight = np.full((80, 80), 7e4, np.float32)
+    node = ir.node("MatMul", [x, ir.Value(name="w", const_value=ir.tensor(weight, name="w"), shape=ir.Shape((80, 80)))])
+    y = node.outputs[0]
+    graph = ir.Graph([x], [y], nodes=[node], initializers=[node.inputs[1]], opset_imports={"": 20})  # type: ignore[list-item]
+    model = ir.Model(graph, ir_version=10)
+    with pytest.raises(BundleError, match="'w' reaches 7e\\+04"):
+        precision.store_half(model, "fp16")
+    precision.store_half(model, "bf16")
+
+
+def test_graphs_keep_to_the_rules(debug_bundle: Path) -> None:
+    """Opset 20, fp32 or integers only, LayerNorm whole, and no other dynamic axis than the declared ones."""
+    manifest = read_manifest(debug_bundle)
+    assert len(manifest.graphs) == 18
+    for name, entry in manifest.graphs.items():
+        model = onnx.load(debug_bundle / entry.file, load_external_data=False)
+        assert [(o.domain, o.version) for o in model.opset_import] == [("", 20)], name
+        types = {tensor.data_type for tensor in model.graph.initializer}
+        assert onnx.TensorProto.DOUBLE not in types, name
+        for values, specs in ((model.graph.input, entry.inputs), (model.graph.output, entry.outputs)):
+            assert [value.name for value in values] == [spec.name for spec in specs]
+            for value, spec in zip(values, specs, strict=True):
+                shape = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
+                assert shape == [d if isinstance(d, int) else str(d) for d in spec.shape], (name, value.name)
+        operators = [node.op_type for node in model.graph.node]
+        if name.startswith("denoiser"):
+            # attention, MLP: 3 norms a block, 4 of heads, the long skip's and the final one
+            assert operators.count("LayerNormalization") == 3 * 3 + 3 * 3 + 1 + 1
+            assert "ReduceMean" not in operators or name != "denoiser_unguided"
+
+
+def test_equal_weights_are_stored_once(debug_bundle: Path, source: ModelSource) -> None:
+    values = sum(p.numel() for p in source.dit().parameters())
+    stored = (debug_bundle / "denoiser.weights").stat().st_size
+    padding = 4096 * 200
+    assert stored < 4 * values + padding  # six denoisers, each with all blocks
+
+
+def test_every_error_is_in_the_manifest_and_small(debug_bundle: Path) -> None:
+    manifest = read_manifest(debug_bundle)
+    outputs = {(name, spec.name) for name, entry in manifest.graphs.items() for spec in entry.outputs}
+    assert {(check.graph, check.output) for check in manifest.checks} == outputs
+    assert all(0 <= check.relative_error < 1e-5 for check in manifest.checks)  # measured: 4e-6
+
+
+def test_a_wrong_graph_fails_the_export_and_leaves_nothing(
+    source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fold = graphs.ModulationGraph.fold
+    monkeypatch.setattr(graphs.ModulationGraph, "fold", staticmethod(lambda norm, a, b: fold(norm, a, b * 1.001)))
+    monkeypatch.setattr(graphs, "GUIDANCE_MODES", ("unguided",))
+    monkeypatch.setattr(bundle, "GUIDANCE_MODES", ("unguided",))
+    with pytest.raises(BundleError, match=r"more than the tolerance.*denoiser_unguided\.next_latents"):
+        bundle.export_bundle(source, tmp_path / "out")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_only_a_bundle_is_replaced(source: ModelSource, tmp_path: Path) -> None:
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("ten years")
+    for output in (tmp_path / "mine", tmp_path / "mine" / "thesis.txt"):
+        with pytest.raises(InputError, match="is no bundle"):
+            bundle.export_bundle(source, output)
+    assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
+    with pytest.raises(InputError, match="unknown precision 'fp8'"):
+        bundle.export_bundle(source, tmp_path / "out", "fp8")
+
+
+def test_the_manifest_says_what_was_exported(debug_bundle: Path) -> None:
+    data = json.loads((debug_bundle / "manifest.json").read_text())
+    assert data["model"] == "debug"
+    assert data["precision"] == "fp32"
+    assert data["origin"] == "random weights, seed 0"
+    assert data["packages"]["torch"].startswith("2.")
+    assert {"tokenizer.json", "spiece.model", "denoiser.onnx", "denoiser.weights"} <= data["files"].keys()
+    assert data["files"].keys() == {path.name for path in debug_bundle.iterdir()} - {"manifest.json"}
+
+
+@pytest.mark.parametrize("head_width", [32, 64, 72])
+def test_exported_block_equals_the_models(head_width: int) -> None:
+    """Also at the head width of XL, where the softmax scale is no power of two."""
+    config = DiTConfig(8, 2 * head_width, 2, 2, 16, 4, 6)
+    torch.manual_seed(0)
+    dit = MaskDiT(config)
+    block = dit.model.out_blocks[0]
+    for parameter in block.parameters():
+        nn.init.normal_(parameter, std=0.2)
+    block.requires_grad_(False)
+    x, skip = torch.randn(2, 2, 600, config.width) + 3
+    context, state, shared = (
+        torch.randn(2, 5, config.width),
+        torch.randn(1, config.width),
+        torch.randn(1, 6 * config.width),
+    )
+    mask = torch.tensor([[True] * 5, [True] * 3 + [False] * 2])
+    rope = ops.rope_tables(600, head_width)
+    expected = block(x, state.expand(2, -1), shared.expand(2, -1), context, mask, rope, skip)
+
+    shift_a, scale_a, gate_a, shift_m, scale_m, gate_m = block.adaln(state, shared)[0]
+    fold = graphs.ModulationGraph.fold
+    modulation = [*fold(block.norm1, shift_a, scale_a), 1 - gate_a, *fold(block.norm3, shift_m, scale_m), 1 - gate_m]
+    cross, normed = block.cross_attn, block.norm_context(context)
+    keys = cross.norm_k(ops.split_heads(cross.to_k(normed), 2))
+    values = ops.split_heads(cross.to_v(normed), 2)
+    got = Block(block)(x, torch.stack(modulation), rope, keys, values, mask, None, skip)
+    assert golden.relative_error(got, expected) < 1e-5
+
+
+@pytest.mark.parametrize("stride", [2, 4, 6, 10])
+@pytest.mark.parametrize("length", [1, 2, 17])
+def test_upsampling_by_shuffle_is_the_transposed_convolution(stride: int, length: int) -> None:
+    torch.manual_seed(stride)
+    conv = WeightNormConv(nn.ConvTranspose1d(6, 5, 2 * stride, stride, stride // 2)).requires_grad_(False)
+    x = torch.randn(2, 6, length)
+    got = ShuffledUpsampling(conv)(x)
+    assert got.shape == (2, 5, length * stride)
+    assert golden.relative_error(got, conv(x)) < 1e-6
+
+
+def test_axes_cover_the_presets() -> None:
+    for name in ("l", "xl", "nano"):
+        config = preset(name)
+        axes = graphs.Axes.of(config)
+        assert axes.frames.max == round(config.max_duration_s * config.vae.latent_rate)
+        assert axes.tokens.max == 100
