@@ -60,7 +60,7 @@ RECORDINGS = (
         "dogs barking",
         "dog",
         "a dog barking",
-        weight=2.0,
+        weight=4.0,
     ),
     _animal("cat", "detail-1889-meow-cat-1", "cat meowing", "a cat is meowing", "a cat meows", "a meowing cat", "cat"),
     _animal(
@@ -78,17 +78,6 @@ RECORDINGS = (
         "a crowing rooster",
         "rooster",
         "cock-a-doodle-doo",
-    ),
-    _animal(
-        "sheep", "sheep-1-s2343", "sheep bleating", "a sheep is bleating", "a sheep bleats", "a bleating sheep", "sheep"
-    ),
-    Recording(
-        "crow",
-        "misc_crow.flac",
-        "sonic-pi-samples",
-        "davidworksonline",
-        "http://freesound.org/people/davidworksonline/sounds/54973/",
-        ("crow cawing", "a crow is cawing", "a crow caws", "a cawing crow", "crow"),
     ),
 )
 

@@ -36,7 +36,16 @@ def sound(name: str, *phrases: str, weight: float = 1.0) -> Callable[[Render], R
     return register
 
 
-@sound("white noise", "white noise", "static noise", "radio static", "hissing noise", "a steady hiss", "tv static")
+@sound(
+    "white noise",
+    "white noise",
+    "static noise",
+    "radio static",
+    "hissing noise",
+    "a steady hiss",
+    "tv static",
+    weight=0.5,
+)
 def white_noise(rng: np.random.Generator, n: int) -> Audio:
     return p.band_noise(rng, n, [(50, 0), (12000, 0)])
 
@@ -50,6 +59,7 @@ def white_noise(rng: np.random.Generator, n: int) -> Audio:
     "rain is falling",
     "rain pouring down",
     "rainfall",
+    weight=0.8,
 )
 def rain(rng: np.random.Generator, n: int) -> Audio:
     drops = [p.burst(rng, 0.02, 0.003, [(800, -20), (2500, 0), (6000, 0), (12000, -12)]) for _ in range(6)]
@@ -58,7 +68,15 @@ def rain(rng: np.random.Generator, n: int) -> Audio:
 
 
 @sound(
-    "wind", "wind blowing", "the wind is blowing", "wind", "strong wind", "howling wind", "a gust of wind", "gusty wind"
+    "wind",
+    "wind blowing",
+    "the wind is blowing",
+    "wind",
+    "strong wind",
+    "howling wind",
+    "a gust of wind",
+    "gusty wind",
+    weight=0.6,
 )
 def wind(rng: np.random.Generator, n: int) -> Audio:
     gust = 0.15 + 0.85 * p.slow_curve(rng, n, rng.uniform(1.2, 2.5))
@@ -75,6 +93,7 @@ def wind(rng: np.random.Generator, n: int) -> Audio:
     "waves on a beach",
     "the sound of the sea",
     "surf",
+    weight=0.8,
 )
 def ocean(rng: np.random.Generator, n: int) -> Audio:
     position = np.arange(n) / p.SAMPLE_RATE / rng.uniform(4.0, 6.0) + rng.random()
@@ -92,6 +111,7 @@ def ocean(rng: np.random.Generator, n: int) -> Audio:
     "rolling thunder",
     "distant thunder",
     "thunder is rolling",
+    weight=0.8,
 )
 def thunder(rng: np.random.Generator, n: int) -> Audio:
     rumble = p.band_noise(rng, n, [(20, -10), (60, 0), (150, -6), (400, -22), (2000, -50)])
@@ -117,6 +137,7 @@ def thunder(rng: np.random.Generator, n: int) -> Audio:
     "a fire is burning",
     "fire crackles and pops",
     "fireplace",
+    weight=0.8,
 )
 def fire(rng: np.random.Generator, n: int) -> Audio:
     snaps = [
@@ -135,6 +156,7 @@ def fire(rng: np.random.Generator, n: int) -> Audio:
     "a crowd applauds",
     "clapping",
     "people are clapping",
+    weight=0.8,
 )
 def applause(rng: np.random.Generator, n: int) -> Audio:
     claps = [
@@ -152,6 +174,7 @@ def applause(rng: np.random.Generator, n: int) -> Audio:
     "a car engine idling",
     "an engine is running",
     "motor noise",
+    weight=0.5,
 )
 def engine(rng: np.random.Generator, n: int) -> Audio:
     t = np.arange(n) / p.SAMPLE_RATE
@@ -199,6 +222,7 @@ def _beep(rng: np.random.Generator, n: int, frequency_hz: float) -> Audio:
     "an alarm is sounding",
     "an alarm goes off",
     "alarm clock buzzing",
+    weight=0.8,
 )
 def alarm(rng: np.random.Generator, n: int) -> Audio:
     ticks = int(rng.integers(3, 5))
@@ -208,7 +232,14 @@ def alarm(rng: np.random.Generator, n: int) -> Audio:
 
 
 @sound(
-    "siren", "a siren", "an ambulance siren", "a police siren", "a siren wailing", "siren", "an emergency vehicle siren"
+    "siren",
+    "a siren",
+    "an ambulance siren",
+    "a police siren",
+    "a siren wailing",
+    "siren",
+    "an emergency vehicle siren",
+    weight=0.8,
 )
 def siren(rng: np.random.Generator, n: int) -> Audio:
     ticks = int(rng.integers(14, 18))
@@ -298,17 +329,6 @@ def heartbeat(rng: np.random.Generator, n: int) -> Audio:
 
 
 @sound(
-    "knock", "knocking on a door", "a knock on the door", "someone knocks on the door", "door knock", "knocking on wood"
-)
-def knock(rng: np.random.Generator, n: int) -> Audio:
-    hit = p.damped(250, 0.15, 0.02) + 0.6 * p.damped(450, 0.15, 0.012) + 0.3 * p.damped(1150, 0.15, 0.005)
-    knocks = np.zeros(p.TICK * 25, np.float32)
-    for index in range(int(rng.integers(3, 5))):
-        p.add(knocks, p.fade(hit, 0.0005), index * 5 * p.TICK)
-    return p.repeat(rng, n, [knocks], (35, 50)) + 0.003 * p.band_noise(rng, n, [(40, 0), (1000, -30)])
-
-
-@sound(
     "crickets", "crickets chirping", "crickets", "crickets at night", "a cricket chirps", "insects chirping at night"
 )
 def crickets(rng: np.random.Generator, n: int) -> Audio:
@@ -335,23 +355,4 @@ def birds(rng: np.random.Generator, n: int) -> Audio:
     while place < n:
         p.add(audio, songs[rng.integers(len(songs))], place, float(rng.uniform(0.5, 1)))
         place += int(rng.integers(14, 26)) * p.TICK
-    return audio
-
-
-@sound(
-    "drips",
-    "water dripping",
-    "dripping water",
-    "water drops",
-    "a dripping tap",
-    "water is dripping",
-    "drops of water falling",
-)
-def drips(rng: np.random.Generator, n: int) -> Audio:
-    drops = [p.fade(p.damped(f, 0.12, 0.02, 0.5), 0.002) for f in (900, 1200, 700)]
-    audio = 0.003 * p.band_noise(rng, n, [(50, 0), (8000, -12)])
-    place = int(rng.integers(0, 10)) * p.TICK
-    while place < n:
-        p.add(audio, drops[rng.integers(3)], place, float(rng.uniform(0.6, 1)))
-        place += int(rng.integers(8, 22)) * p.TICK
     return audio

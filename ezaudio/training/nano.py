@@ -24,10 +24,11 @@ from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.training.diffusion import train_diffusion
 from ezaudio.training.latents import encode_bank
 from ezaudio.training.state import Arrays, save_atomic
-from ezaudio.training.vae import train_vae
+from ezaudio.training.vae import refine_decoder, train_vae
 from ezaudio.vae import AutoencoderOobleck
 
-STAGES = ("vae", "latents", "dit")
+STAGES = ("vae", "decoder", "latents", "dit")
+MINUTES = {"vae": 20.0, "decoder": 10.0, "latents": 0.0, "dit": 90.0}
 
 
 def run_stage(
@@ -51,6 +52,10 @@ def run_stage(
         raise FileNotFoundError(f"no {folder / 'vae.safetensors'}: run --stage vae first")
     vae = AutoencoderOobleck(config.vae)
     vae.load_state_dict(load_file(folder / "vae.safetensors"))
+    if stage == "decoder":
+        refine_decoder(vae, sounds, work / "decoder.safetensors", minutes)
+        save_atomic(dict(vae.state_dict()), folder / "vae.safetensors")
+        return
     bank = encode_bank(vae.eval(), sounds, work / "latents.safetensors", clips_per_sound)
     if stage == "latents":
         return
@@ -97,7 +102,7 @@ def main(
     try:
         sounds = all_sounds(recordings)
         for name in STAGES if stage == "all" else (stage,):
-            budget = minutes or {"vae": 20.0, "latents": 0.0, "dit": 90.0}[name]
+            budget = minutes or MINUTES[name]
             run_stage(name, preset("nano"), sounds, output, budget, clips_per_sound, bf16)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error

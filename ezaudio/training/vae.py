@@ -19,6 +19,7 @@ from ezaudio.vae import AutoencoderOobleck, DecoderBlock, EncoderBlock, Residual
 WINDOWS = (2048, 512, 128)
 START_STD = 0.1
 START_CLIPS = 400
+REFINE_NOISE = 0.3
 WAVE_WEIGHT = 6.0
 KL_WEIGHT = 0.05
 
@@ -126,11 +127,12 @@ def loss_terms(vae: AutoencoderOobleck, audio: Tensor, generator: torch.Generato
     output = vae.decode(mean + std * noise)[:, 0].float()
     target = audio[:, 0]
     kl = 0.5 * (mean.square() + std.square() - 1 - 2 * std.log()).mean()
-    return {
-        "spectrum": spectral_loss(output, target),
-        "wave": WAVE_WEIGHT * F.l1_loss(output, target),
-        "kl": KL_WEIGHT * kl,
-    }
+    return {**audio_terms(output, target), "kl": KL_WEIGHT * kl}
+
+
+def audio_terms(output: Tensor, target: Tensor) -> dict[str, Tensor]:
+    """Weighted reconstruction losses, (B, T) each."""
+    return {"spectrum": spectral_loss(output, target), "wave": WAVE_WEIGHT * F.l1_loss(output, target)}
 
 
 def signal_to_error_db(output: Tensor, target: Tensor) -> Tensor:
@@ -193,3 +195,34 @@ def train_vae(
     state.use(state.average)
     scale_latents(vae, draw_audio((seed, 3), sounds, START_CLIPS // 2, num_samples, config.hop))
     return vae
+
+
+def refine_decoder(
+    vae: AutoencoderOobleck,
+    sounds: list[Sound],
+    path: Path,
+    minutes: float,
+    batch: int = 8,
+    num_frames: int = 24,
+    seed: int = 0,
+) -> None:
+    """Train (or resume from `path`) the decoder alone, in place, on latents with noise like a sampler's remainder.
+
+    Each clip has its own level, 0 to `REFINE_NOISE` of the latents' deviation; the decoder learns to keep it quiet.
+    """
+    state = TrainState(vae.decoder, learning_rate=3e-4, clip_norm=5.0, weight_decay=0.0)
+    if path.is_file():
+        state.load(path)
+    generator = torch.Generator()
+    for progress, bar in state.steps(minutes, path, "decoder"):
+        audio = draw_audio((seed, 5, state.step), sounds, batch, num_frames * vae.config.hop, vae.config.hop)
+        generator.manual_seed(state.step)
+        with torch.no_grad():
+            latents = vae.encode(audio)
+            level = REFINE_NOISE * torch.rand(batch, 1, 1, generator=generator)
+            latents += level * torch.randn(latents.shape, generator=generator)
+        terms = audio_terms(vae.decode(latents)[:, 0], audio[:, 0])
+        state.apply(torch.stack(list(terms.values())).sum(), progress)
+        if state.step % 50 == 0:
+            bar.set_postfix({name: f"{float(value):.3f}" for name, value in terms.items()})
+    state.use(state.average)
