@@ -157,6 +157,8 @@ def export_bundle(
     controlled = "controlnet" in source.fills
     with _replaced_folder(output) as folder:
         build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
+        progress("loading", 0, build.total)
+        source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
         build.add("text_encoder", _text_parts(source, Sampler(source.config)))
         build.add("denoiser", _dit_parts(source, Sampler(source.config)))
         if controlled:
@@ -213,5 +215,10 @@ def _replaced_folder(output: Path) -> Iterator[Path]:
             shutil.rmtree(old)
         else:
             partial.rename(output)
+    except OSError as error:
+        reason = error.strerror or error
+        raise InputError(
+            f"cannot write to '{output.parent}' ({reason}): free space or name another --output"
+        ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

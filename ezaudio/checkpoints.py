@@ -107,6 +107,11 @@ class ModelSource:
             return None
         return self._load("controlnet", lambda: ControlNet(self.config.dit, self.config.controlnet))
 
+    def check_parts(self) -> None:
+        """Load every part once and drop it. Raises BundleError for the first that does not fit its module."""
+        for load in (self.vae, self.dit, self.controlnet, self.text_encoder):
+            load()
+
     def tokenizer_files(self) -> dict[str, Path]:
         """Paths of "tokenizer.json" and "spiece.model"."""
         return self.find_tokenizer()

@@ -27,6 +27,7 @@ class DiTConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
+        _check_positive(self, "latent_channels", "width", "num_heads", "context_width", "adaln_rank")
         if self.width % self.num_heads or (self.width // self.num_heads) % 2:
             raise ValueError(
                 f"width {self.width} must be a multiple of num_heads {self.num_heads} with an even head width (RoPE)"
@@ -65,6 +66,7 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if len(self.channel_multiples) != len(self.strides):
             raise ValueError(f"one channel multiple a stride, got {self.channel_multiples} and {self.strides}")
+        _check_positive(self, "latent_channels", "channels", "sample_rate")
         if any(stride % 2 for stride in self.strides):
             raise ValueError(f"strides must be even for exact lengths, got {self.strides}")
 
@@ -92,6 +94,9 @@ class TextConfig:
     vocab_size: int = 32128
     max_tokens: int = 100
 
+    def __post_init__(self) -> None:
+        _check_positive(self, "width", "max_tokens")
+
 
 @dataclass(frozen=True, slots=True)
 class ControlNetConfig:
@@ -108,6 +113,10 @@ class DiffusionConfig:
     num_train_steps: int = 1000
     beta_start: float = 0.00085
     beta_end: float = 0.012
+
+    def __post_init__(self) -> None:
+        if not 2 <= self.num_train_steps <= 100_000 or not 0 < self.beta_start < self.beta_end < 1:
+            raise ValueError(f"need 2 to 100,000 training steps and 0 < beta_start < beta_end < 1, got {self}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,6 +154,8 @@ class EzAudioConfig:
                 f"DiT expects text states {self.dit.context_width} wide, the encoder makes {self.text.width}"
             )
 
+        _check_positive(self, "max_duration_s")
+
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
@@ -160,15 +171,47 @@ class EzAudioConfig:
             "defaults": GenerationDefaults,
         }
         try:
-            values = {key: _build(parts[key], value) if key in parts else value for key, value in data.items()}
-            return cls(**values)
+            built = {key: _build(kind, data[key]) for key, kind in parts.items() if key in data}
+            return _build(cls, {**data, **built})
         except TypeError as error:
             raise ValueError(f"model settings do not fit this version: {error}") from error
 
 
 def _build(kind: type, data: dict[str, Any]) -> Any:
-    tuples = {f.name for f in fields(kind) if "tuple" in str(f.type)}
-    return kind(**{key: tuple(value) if key in tuples else value for key, value in data.items()})
+    """An instance from JSON values, each of the field's type: what a file from anywhere says is checked here."""
+    types = {f.name: str(f.type) for f in fields(kind)}
+    values = {}
+    for name, value in data.items():
+        expected = types.get(name, "")
+        if expected in _SCALARS or expected.startswith("tuple"):
+            if not _fits(expected, value):
+                raise ValueError(f"{name} must be {expected} within reason, got {value!r}")
+            value = tuple(value) if expected.startswith("tuple") else value
+        values[name] = value
+    return kind(**values)
+
+
+_SCALARS: dict[str, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "str | None": (str, type(None)),
+}
+_LARGEST = 1e9
+
+
+def _fits(expected: str, value: Any) -> bool:
+    if expected.startswith("tuple"):
+        return isinstance(value, (list, tuple)) and bool(value) and all(_fits("int", v) and v > 0 for v in value)
+    if not isinstance(value, _SCALARS[expected]) or isinstance(value, bool):
+        return False
+    return isinstance(value, (str, type(None))) or 0 <= value <= _LARGEST
+
+
+def _check_positive(settings: Any, *names: str) -> None:
+    for name in names:
+        if not getattr(settings, name) > 0:
+            raise ValueError(f"{name} must be more than 0, got {getattr(settings, name)!r}")
 
 
 OFFICIAL_VAE = VAEConfig(latent_channels=128, channels=128, channel_multiples=(1, 2, 4, 8), strides=(2, 4, 6, 10))

@@ -150,7 +150,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
             packages={str(name): str(version) for name, version in found["packages"].items()},
             bundle_id=hashlib.sha256(data).hexdigest()[:16],
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         detail = f"{type(error).__name__}: {error}"
         raise BundleError(f"'{path}' is damaged ({detail}): copy or export the bundle again") from error
 
@@ -164,7 +164,7 @@ def _graph(entry: dict[str, Any], files: dict[str, FileEntry]) -> GraphEntry:
 
 def _plain(name: str) -> str:
     """A name that cannot leave the bundle's folder."""
-    if not name or PurePath(name).name != name or "\\" in name or ":" in name:
+    if not name or name == ".." or PurePath(name).name != name or "\\" in name or ":" in name:
         raise ValueError(f"{name!r} is no plain file name")
     return name
 

@@ -60,10 +60,19 @@ class GraphSessions:
             path = self.folder / self.manifest.graphs[name].file
             providers = list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
             try:
-                self._sessions[name] = ort.InferenceSession(str(path), options, providers=providers)
+                session = ort.InferenceSession(str(path), options, providers=providers)
             except Exception as error:
                 raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
+            self._sessions[name] = self._checked(name, session)
         return self._sessions[name]
+
+    def _checked(self, name: str, session: ort.InferenceSession) -> ort.InferenceSession:
+        graph = self.manifest.graphs[name]
+        for specs, nodes in ((graph.inputs, session.get_inputs()), (graph.outputs, session.get_outputs())):
+            if [spec.name for spec in specs] != [node.name for node in nodes]:
+                names = ", ".join(node.name for node in nodes)
+                raise BundleError(f"graph {name!r} has {names}, the manifest says otherwise: export the bundle again")
+        return session
 
     def run(self, name: str, **inputs: Array) -> dict[str, Array]:
         """One evaluation on host arrays: outputs by name."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import secrets
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
@@ -125,7 +124,7 @@ def _check(settings: Settings, config: EzAudioConfig) -> None:
 
 
 def _number(name: str, value: Any, low: float, high: float, unit: str = "", above: bool = False) -> None:
-    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not low <= value <= high or (above and value == low):
         span = f"more than {low:g} and at most {high:g} {unit}".rstrip() if above else f"from {low:g} to {high:g}"
         raise InputError(f"{name} must be {span}, got {value!r}")

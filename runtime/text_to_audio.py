@@ -30,6 +30,7 @@ OnStep = Callable[[Step], "bool | None"]
 Value = TypeVar("Value")
 
 CACHED_PROMPTS = 16
+MAX_THREADS = 1024
 MODULATION_CHUNK = 64  # timesteps a modulation run, so that 1000 steps need no 1000 rows at once in its activations
 
 
@@ -89,8 +90,8 @@ class TextToAudio:
         device: str = "auto",
         verify: bool = True,
     ) -> None:
-        if threads is not None and threads < 1:
-            raise InputError(f"threads must be at least 1, got {threads}")
+        if threads is not None and not 1 <= threads <= MAX_THREADS:
+            raise InputError(f"threads must be from 1 to {MAX_THREADS}, got {threads}")
         folder = find_bundle(bundle, precision)
         self.manifest = read_manifest(folder, verify)
         self.config = self.manifest.config

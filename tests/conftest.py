@@ -1,3 +1,4 @@
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -9,13 +10,19 @@ from filelock import FileLock
 sys.path.insert(0, str(Path(__file__).parent))
 
 
+def _shared_folder(factory: pytest.TempPathFactory) -> Path:
+    """One folder a run for all of its processes, and never that of an earlier run."""
+    base = factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
 @pytest.fixture(scope="session")
 def debug_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A real bundle of the debug model with a ControlNet, random weights, fp32: exported once for all processes."""
     from ezaudio.checkpoints import open_source
     from ezaudio.export.bundle import export_bundle
 
-    shared = tmp_path_factory.getbasetemp().parent
+    shared = _shared_folder(tmp_path_factory)
     folder = shared / "debug-fp32"
     with FileLock(shared / "debug-fp32.lock"):
         if not folder.exists():
@@ -36,7 +43,7 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     from ezaudio.export.bundle import export_bundle
 
-    shared = tmp_path_factory.getbasetemp().parent
+    shared = _shared_folder(tmp_path_factory)
     folder = shared / "golden-fp32"
     with FileLock(shared / "golden-fp32.lock"):
         if not folder.exists():

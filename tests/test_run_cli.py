@@ -206,6 +206,7 @@ def test_from_refuses_what_it_cannot_repeat(make, debug_bundle):
         ({"num_steps": -1}, "num_steps must be a whole number from 1 to 1000, got -1"),
         ({"solver": "euler"}, "unknown solver 'euler'"),
         ({"noise": "pink"}, "unknown noise 'pink'"),
+        ({"duration_s": 10**400}, "duration_s must be more than 0"),
     ]:
         write_audio("bad.wav", np.zeros(9), RATE, good | change)
         fails(make("--from", "bad.wav"), part)
@@ -409,6 +410,9 @@ def rename(name: str) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+NO_PLAIN_NAMES = ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -431,11 +435,21 @@ def rename(name: str) -> Callable[[dict[str, Any]], None]:
         (put(5, "graphs", "decoder", "inputs"), ["is damaged (TypeError"]),
         (put([{"name": "x"}], "graphs", "decoder", "inputs"), ["not the description of a tensor: {'name': 'x'}"]),
         (put({}, "graphs"), ["has no graph 'text_encoder': export it again"]),
-        (put(None, "config"), ["is damaged (AttributeError"]),
+        (put(None, "config"), ["is damaged (ValueError: model settings do not fit this version"]),
         (put(1, "config", "colour"), ["model settings do not fit this version"]),
         (put(1, "config", "dit", "colour"), ["model settings do not fit this version"]),
         (put(7, "config", "dit", "num_heads"), ["width 32 must be a multiple of num_heads 7"]),
-        *((rename(name), ["is no plain file name"]) for name in ("../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")),
+        (put(float("inf"), "files", "vae.weights", "size"), ["is damaged (OverflowError"]),
+        (put("long", "config", "max_duration_s"), ["max_duration_s must be float within reason, got 'long'"]),
+        (put(float("nan"), "config", "max_duration_s"), ["max_duration_s must be float within reason, got nan"]),
+        (put(None, "config", "vae", "sample_rate"), ["sample_rate must be int within reason, got None"]),
+        (put(0, "config", "text", "max_tokens"), ["max_tokens must be more than 0, got 0"]),
+        (put([0, 2, 2, 2], "config", "vae", "strides"), ["strides must be"]),
+        (put([], "graphs", "text_encoder", "outputs"), ["the manifest says otherwise: export the bundle again"]),
+        *(
+            (rename(name), ["is no plain file name"])
+            for name in ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
+        ),
     ],
 )
 def test_a_bad_manifest_is_one_line(run, debug_bundle, tmp_path, change, parts):
