@@ -26,8 +26,10 @@ from ezaudio.runtime import manifest
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
-# Largest relative error of any output; int8 applies to the graphs of a step, whose products are integer ones.
-TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "int8": 1e-1}
+# Largest relative error of any output. Measured on L with random weights: fp32 3e-6, int8 4e-2 a branch.
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "int8": 6e-2}
+# Guidance subtracts branches whose int8 errors differ: 9e-2 was measured on L at a weight of 5.
+INT8_GUIDED_TOLERANCE = 2e-1
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 Progress = Callable[[str, int, int], None]
@@ -68,6 +70,16 @@ class _Build:
             self.checks += check_graph(self.folder / f"{name}.onnx", name, sample, self.precision)
 
 
+def tolerance(graph_name: str, precision_name: str) -> float:
+    """What an output of a graph may differ from PyTorch by."""
+    if precision_name != "int8":
+        return TOLERANCES[precision_name]
+    if not precision.has_integer_products(graph_name):
+        return TOLERANCES["fp16"]
+    guided = graph_name.startswith("denoiser") and not graph_name.endswith("unguided")
+    return INT8_GUIDED_TOLERANCE if guided else TOLERANCES["int8"]
+
+
 def check_graph(path: Path, name: str, sample: Sample, precision_name: str) -> list[Check]:
     """Run a graph in ONNX Runtime and compare every output with the expected one."""
     options = onnxruntime.SessionOptions()
@@ -75,9 +87,8 @@ def check_graph(path: Path, name: str, sample: Sample, precision_name: str) -> l
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     results = session.run(list(sample.expected), sample.inputs)
-    stored = "fp16" if precision_name == "int8" and not precision.has_integer_products(name) else precision_name
     return [
-        Check(name, output, relative_error(got, sample.expected[output]), TOLERANCES[stored])
+        Check(name, output, relative_error(got, sample.expected[output]), tolerance(name, precision_name))
         for output, got in zip(sample.expected, results, strict=True)
     ]
 
