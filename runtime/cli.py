@@ -313,19 +313,33 @@ def _plan_spectrogram(given: str | None, num_files: int) -> Destination | None:
     return destination
 
 
+def _open_bundle(bundle: str | None, precision: str | None, threads: int | None) -> TextToAudio:
+    from tqdm import tqdm
+
+    from ezaudio.runtime.bundle_store import find_bundle
+    from ezaudio.runtime.text_to_audio import TextToAudio
+
+    hidden = True if click.get_current_context().params["quiet"] else None
+    bar = tqdm(desc="checking the bundle", unit="B", unit_scale=True, delay=1, leave=False, disable=hidden)
+    with bar:
+
+        def on_verify(count: int, total: int) -> None:
+            bar.total = total
+            bar.update(count)
+
+        return TextToAudio(find_bundle(bundle, precision), threads=threads, on_verify=on_verify)
+
+
 def _load_model(
     bundle: str | None, precision: str | None, threads: int | None, source: str | None, made_with: dict[str, Any]
 ) -> TextToAudio:
     """The bundle named by the user, else the one that `source` was made with, else the packaged one."""
-    from ezaudio.runtime.bundle_store import find_bundle
-    from ezaudio.runtime.text_to_audio import TextToAudio
-
     if not made_with:
-        return TextToAudio(find_bundle(bundle, precision), threads=threads)
+        return _open_bundle(bundle, precision, threads)
     named = bundle is not None or precision is not None
     if not named and made_with["model"] in ("l", "xl"):
         bundle, precision = made_with["model"], made_with["precision"]
-    model = TextToAudio(find_bundle(bundle, precision), threads=threads)
+    model = _open_bundle(bundle, precision, threads)
     if model.bundle_id != made_with["bundle_id"]:
         maker = f"model {made_with['model']!r} in {made_with['precision']} (bundle {made_with['bundle_id']})"
         other = f"model {model.model!r} in {model.precision} (bundle {model.bundle_id})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 from typing import Any
@@ -17,6 +18,8 @@ FORMAT = "ezaudio-bundle"
 FORMAT_VERSION = 1
 MAX_MANIFEST_BYTES = 4 << 20
 _CHUNK = 1 << 22
+
+OnBytes = Callable[[int, int], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +56,7 @@ class Manifest:
         origin: where the weights came from, in words.
         graphs: name → entry; every file besides the manifest is in `files`.
         packages: versions of the packages that made the bundle.
-        bundle_id: the first 16 hex digits of the manifest's sha256, hence of all it lists.
+        bundle_id: the first 16 hex digits of the manifest's own sha256, hence of all it lists.
     """
 
     config: EzAudioConfig
@@ -92,24 +95,36 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
-        text = json.dumps(self.to_dict(), indent=1, ensure_ascii=False) + "\n"
+        text = json.dumps(sealed(self.to_dict()), indent=1, ensure_ascii=False) + "\n"
         (folder / FILE_NAME).write_text(text, encoding="utf-8")
+
+
+def sealed(data: dict[str, Any]) -> dict[str, Any]:
+    """The manifest's data with its own `sha256`: of its other fields as JSON with sorted keys and no blanks."""
+    others = {key: value for key, value in data.items() if key != "sha256"}
+    text = json.dumps(others, sort_keys=True, separators=(",", ":"))
+    return {**others, "sha256": hashlib.sha256(text.encode()).hexdigest()}
 
 
 def describe_file(path: Path) -> FileEntry:
     return FileEntry(path.stat().st_size, file_sha256(path))
 
 
-def file_sha256(path: Path) -> str:
+def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda count: None) -> str:
+    """Hex digest; `on_bytes` is told the size of every piece read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(_CHUNK):
             digest.update(chunk)
+            on_bytes(len(chunk))
     return digest.hexdigest()
 
 
-def read_manifest(folder: Path, verify: bool = True) -> Manifest:
+def read_manifest(folder: Path, verify: bool = True, on_bytes: OnBytes = lambda done, total: None) -> Manifest:
     """Read a bundle's manifest and, unless told not to, compare every file with its sha256.
+
+    Args:
+        on_bytes: called with the bytes compared since the last call, and the bytes there are in all.
 
     Raises BundleError when the folder is no bundle, is of a newer format, or a file is missing or changed.
     """
@@ -122,8 +137,13 @@ def read_manifest(folder: Path, verify: bool = True) -> Manifest:
         raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES:,} bytes: it is no manifest of a bundle")
     data = path.read_bytes()
     manifest = _parse(data, path)
+    total = sum(entry.size for entry in manifest.files.values())
     for name, entry in manifest.files.items():
-        _check_file(folder / name, entry, verify)
+        _check_file(folder / name, entry)
+    for name, entry in manifest.files.items() if verify else ():
+        if file_sha256(folder / name, lambda count: on_bytes(count, total)) != entry.sha256:
+            changed = f"'{folder / name}' has changed since the bundle was made (its sha256 differs)"
+            raise BundleError(f"{changed}: copy or export the bundle again")
     return manifest
 
 
@@ -137,6 +157,10 @@ def _parse(data: bytes, path: Path) -> Manifest:
             what = "newer" if isinstance(version, int) and version > FORMAT_VERSION else "unknown"
             fix = "upgrade ezaudio, or export the bundle again"
             raise BundleError(f"'{path}' has the {what} format {version!r}, this version reads {FORMAT_VERSION}: {fix}")
+        digest = sealed(found)["sha256"]
+        if found["sha256"] != digest:
+            changed = f"'{path}' has changed since the bundle was made (its sha256 differs)"
+            raise BundleError(f"{changed}: copy or export the bundle again")
         files = {_plain(name): FileEntry(int(f["size"]), str(f["sha256"])) for name, f in found["files"].items()}
         graphs = {str(name): _graph(entry, files) for name, entry in found["graphs"].items()}
         return Manifest(
@@ -148,7 +172,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
             files=files,
             checks=tuple(Check(**check) for check in found["checks"]),
             packages={str(name): str(version) for name, version in found["packages"].items()},
-            bundle_id=hashlib.sha256(data).hexdigest()[:16],
+            bundle_id=digest[:16],
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         detail = f"{type(error).__name__}: {error}"
@@ -169,12 +193,10 @@ def _plain(name: str) -> str:
     return name
 
 
-def _check_file(path: Path, entry: FileEntry, verify: bool) -> None:
+def _check_file(path: Path, entry: FileEntry) -> None:
     fix = "copy or export the bundle again"
     if not path.is_file():
         raise BundleError(f"the bundle lacks '{path}': {fix}")
     size = path.stat().st_size
     if size != entry.size:
         raise BundleError(f"'{path}' has {size:,} bytes, the manifest says {entry.size:,}: {fix}")
-    if verify and file_sha256(path) != entry.sha256:
-        raise BundleError(f"'{path}' has changed since the bundle was made (its sha256 differs): {fix}")

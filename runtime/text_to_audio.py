@@ -13,7 +13,7 @@ import numpy as np
 
 from ezaudio.runtime.bundle_store import find_bundle
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError
-from ezaudio.runtime.manifest import read_manifest
+from ezaudio.runtime.manifest import OnBytes, read_manifest
 from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from ezaudio.runtime.session import DenoiserLoop, GraphSessions, choose_device
 from ezaudio.runtime.settings import Generation, Settings, Step, resolve
@@ -77,6 +77,7 @@ class TextToAudio:
         threads: of ONNX Runtime; None takes all cores.
         device: `cpu`, `cuda`, or `auto`.
         verify: compare every file of the bundle with its sha256 before use.
+        on_verify: told the bytes compared since the last call and the bytes there are in all, for a progress bar.
 
     Raises: BundleError, InputError, MissingExtraError (all `EzAudioError`) with one line that says what to do.
     """
@@ -89,11 +90,12 @@ class TextToAudio:
         threads: int | None = None,
         device: str = "auto",
         verify: bool = True,
+        on_verify: OnBytes = lambda count, total: None,
     ) -> None:
         if threads is not None and not 1 <= threads <= MAX_THREADS:
             raise InputError(f"threads must be from 1 to {MAX_THREADS}, got {threads}")
         folder = find_bundle(bundle, precision)
-        self.manifest = read_manifest(folder, verify)
+        self.manifest = read_manifest(folder, verify, on_verify)
         self.config = self.manifest.config
         self._sessions = GraphSessions(folder, self.manifest, threads, choose_device(device))
         self._tokenizer = PromptTokenizer(folder / "tokenizer.json", self.config.text.max_tokens)

@@ -23,7 +23,7 @@ from click.testing import CliRunner, Result
 from ezaudio import __version__
 from ezaudio.runtime import bundle_store
 from ezaudio.runtime.audio_file import read_settings, write_audio
-from ezaudio.runtime.manifest import read_manifest
+from ezaudio.runtime.manifest import read_manifest, sealed
 from ezaudio.runtime.settings import Settings
 from ezaudio.runtime.text_to_audio import TextToAudio
 
@@ -170,7 +170,7 @@ def test_from_finds_the_bundle_or_says_which(run, debug_bundle):
     shutil.copytree(debug_bundle, exported)
     manifest = json.loads((exported / "manifest.json").read_text())
     manifest["config"]["name"], manifest["precision"] = "l", "fp16"
-    (exported / "manifest.json").write_text(json.dumps(manifest))
+    (exported / "manifest.json").write_text(json.dumps(sealed(manifest)))
     bundle_id = read_manifest(exported).bundle_id
 
     assert run("rain", "--duration", "0.1", "--bundle", "l", "--precision", "fp16", "-o", "l.wav").exit_code == 0
@@ -424,6 +424,7 @@ NO_PLAIN_NAMES = ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
         (b"[]", ["is no manifest of an EzAudio bundle"]),
         (b'{"format": "other"}', ["is no manifest of an EzAudio bundle"]),
         (b'{"format": "ezaudio-bundle"}', ["is damaged (KeyError: 'format_version')"]),
+        (b'{"format": "ezaudio-bundle", "format_version": 1, "sha256": ""}', ["manifest.json' has changed since"]),
         (b" " * 5_000_000, ["is larger than 4,194,304 bytes"]),
         (put(2, "format_version"), ["has the newer format 2, this version reads 1: upgrade ezaudio"]),
         (put("1", "format_version"), ["has the unknown format '1'"]),
@@ -462,7 +463,7 @@ def test_a_bad_manifest_is_one_line(run, debug_bundle, tmp_path, change, parts):
         path.write_bytes(change)
     else:
         change(manifest)
-        path.write_text(json.dumps(manifest))
+        path.write_text(json.dumps(sealed(manifest)))
     fails(run("rain", "--bundle", folder), *parts)
     assert files() == []
 
