@@ -1,10 +1,20 @@
+from __future__ import annotations
+
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 from filelock import FileLock
+
+if TYPE_CHECKING:
+    from ezaudio.checkpoints import ModelSource
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process, in torch and in what tests start
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # The helper modules of the tests are imported by name whichever folder pytest starts from.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -16,18 +26,25 @@ def _shared_folder(factory: pytest.TempPathFactory) -> Path:
     return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
 
 
-@pytest.fixture(scope="session")
-def debug_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle of the debug model with a ControlNet, random weights, fp32: exported once for all processes."""
-    from ezaudio.checkpoints import open_source
+def _exported_once(factory: pytest.TempPathFactory, name: str, source: Callable[[Path], ModelSource]) -> Path:
+    """An fp32 bundle that the first process to ask exports for all."""
     from ezaudio.export.bundle import export_bundle
 
-    shared = _shared_folder(tmp_path_factory)
-    folder = shared / "debug-fp32"
-    with FileLock(shared / "debug-fp32.lock"):
-        if not folder.exists():
-            export_bundle(open_source("debug", controlnet="energy", random_weights=True), folder)
-    return folder
+    shared = _shared_folder(factory)
+    with FileLock(shared / f"{name}.lock"):
+        if not (shared / name).exists():
+            export_bundle(source(shared), shared / name)
+    return shared / name
+
+
+@pytest.fixture(scope="session")
+def debug_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle of the debug model with a ControlNet and random weights."""
+    from ezaudio.checkpoints import open_source
+
+    return _exported_once(
+        tmp_path_factory, "debug", lambda _: open_source("debug", controlnet="energy", random_weights=True)
+    )
 
 
 @pytest.fixture
@@ -38,14 +55,7 @@ def own_debug_bundle(debug_bundle: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the official code's tiny models, exported once for all test processes."""
+    """A bundle of the official code's tiny models."""
     import golden
 
-    from ezaudio.export.bundle import export_bundle
-
-    shared = _shared_folder(tmp_path_factory)
-    folder = shared / "golden-fp32"
-    with FileLock(shared / "golden-fp32.lock"):
-        if not folder.exists():
-            export_bundle(golden.source(shared / "golden-weights"), folder)
-    return folder
+    return _exported_once(tmp_path_factory, "golden", lambda shared: golden.source(shared / "golden-weights"))
