@@ -263,7 +263,7 @@ NANO = _preset(
         ),
         vae=VAEConfig(latent_channels=160, channels=16, channel_multiples=(2, 4, 8, 16), strides=(4, 4, 6, 10)),
         text=TextConfig(width=128, num_layers=2, num_heads=4, head_width=32, ff_width=256, vocab_size=1024),
-        defaults=GenerationDefaults(num_steps=25, guidance_scale=3.0, guidance_rescale=0.5, eta=0.0),
+        defaults=GenerationDefaults(num_steps=25, guidance_scale=2.0, guidance_rescale=0.5, eta=1.0),
     )
 )
 DEBUG = _preset(

@@ -69,12 +69,12 @@ class TrainState:
             value.copy_(tensors[name])
 
     def apply(self, loss: Tensor, progress: float = 0.0) -> None:
-        """One optimiser step. The rate warms up and falls straight to zero over the last quarter of `progress` 0…1."""
+        """One optimiser step. The rate warms up and falls straight to zero over the second half of `progress` 0…1."""
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(self.module.parameters(), self.clip_norm)
         rate = (
-            self.learning_rate * min(1.0, (self.step + 1) / self.warmup_steps) * min(1.0, max(0.02, 4 * (1 - progress)))
+            self.learning_rate * min(1.0, (self.step + 1) / self.warmup_steps) * min(1.0, max(0.02, 2 * (1 - progress)))
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
