@@ -68,6 +68,7 @@ class _Build:
         for name, sample in samples.items():
             self.progress(f"checking {name}", len(self.graphs), self.total)
             self.checks += check_graph(self.folder / f"{name}.onnx", name, sample, self.precision)
+        _refuse_errors(self.checks)  # now: the parts that remain take minutes
 
 
 def tolerance(graph_name: str, precision_name: str) -> float:
@@ -170,12 +171,11 @@ def export_bundle(
         build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
         progress("loading", 0, build.total)
         source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
-        build.add("text_encoder", _text_parts(source, Sampler(source.config)))
         build.add("denoiser", _dit_parts(source, Sampler(source.config)))
         if controlled:
             build.add("controlnet", _controlnet_parts(source, Sampler(source.config)))
+        build.add("text_encoder", _text_parts(source, Sampler(source.config)))
         build.add("vae", _vae_parts(source, Sampler(source.config)))
-        _refuse_errors(build.checks)
         for name, path in source.tokenizer_files().items():
             shutil.copyfile(path, folder / name)
         progress("hashing", build.total, build.total)

@@ -27,7 +27,8 @@ from ezaudio.runtime.manifest import read_manifest
 from ezaudio.vae import WeightNormConv
 
 # (precision, graph) → worst relative error over its outputs, each with what was measured on random weights.
-DENOISER_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2, "int8": 5e-2}  # 1e-6, 3e-4, 3e-3, 1e-2
+# Guidance, at weights of 3 and 5, is included: without it int8 is at 2.4e-2.
+DENOISER_TOLERANCE = {"fp32": 1e-5, "fp16": 2e-3, "bf16": 1.5e-2, "int8": 1.5e-1}  # 1.1e-6, 5.6e-4, 4.6e-3, 6.7e-2
 
 
 @pytest.fixture(scope="module")

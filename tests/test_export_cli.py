@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable
 from importlib.metadata import entry_points
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import pytest
 import torch
 from click.testing import CliRunner, Result
+from console import listen_to_interrupts
 from safetensors.torch import load_file, save_file
 
 from ezaudio import __version__
@@ -129,9 +131,7 @@ def test_without_network_the_files_to_get_are_named(tmp_path):
     offline = {**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path / "hub"), "EZAUDIO_CACHE": str(tmp_path)}
     result = subprocess.run([SCRIPT], capture_output=True, text=True, env=offline)
     assert (result.returncode, result.stdout) == (2, "")
-    assert result.stderr.startswith(
-        "Error: cannot get model.safetensors of google/flan-t5-large from the Hugging Face Hub"
-    )
+    assert result.stderr.startswith("Error: cannot get ckpts/vae/1m.pt of OpenSound/EzAudio from the Hugging Face Hub")
     assert "HF_HUB_OFFLINE forbids downloads: unset it" in result.stderr
     assert "--checkpoint FOLDER (EzAudio), --text-encoder FOLDER (FLAN-T5)" in result.stderr
     assert result.stderr.count("\n") == 1
@@ -194,7 +194,8 @@ def test_values_that_are_not_finite_are_refused(run, debug_model):
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals")
 def test_ctrl_c_while_it_exports_leaves_nothing(tmp_path):
     command = [SCRIPT, *RANDOM, "-o", "bundle"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    options = {"cwd": tmp_path, "stdout": PIPE, "stderr": PIPE, "text": True, "preexec_fn": listen_to_interrupts}
+    with subprocess.Popen(command, **options) as running:
         while not list(tmp_path.rglob("*.onnx")):  # the first graph
             assert running.poll() is None, running.stderr.read()
             time.sleep(0.05)

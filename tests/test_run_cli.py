@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterator
 from importlib.metadata import entry_points
 from pathlib import Path
+from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 from click.testing import CliRunner, Result
+from console import listen_to_interrupts
 
 from ezaudio import __version__
 from ezaudio.runtime import bundle_store
@@ -555,7 +557,7 @@ def test_ctrl_c_while_it_samples_leaves_no_file(debug_bundle, tmp_path):
     fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a width, or no bar is drawn
     command = [SCRIPT, "rain", "--bundle", debug_bundle, "--spectrogram", "rain.png"]
     command += ["--duration", "30", "--steps", "1000"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=end) as running:
+    with subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=end, preexec_fn=listen_to_interrupts) as running:
         os.close(end)
         shown = b""
         while not re.search(rb"[1-9]\d*/1000", shown):  # the progress bar
@@ -575,7 +577,8 @@ def test_ctrl_c_while_it_samples_leaves_no_file(debug_bundle, tmp_path):
 @posix
 def test_ctrl_c_between_sounds_keeps_whole_files_only(debug_bundle, tmp_path):
     command = [SCRIPT, "rain", "--bundle", debug_bundle, "--duration", "1", "--variations", "10000", "--format", "flac"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as running:
+    options = {"cwd": tmp_path, "stdout": PIPE, "stderr": PIPE, "text": True, "preexec_fn": listen_to_interrupts}
+    with subprocess.Popen(command, **options) as running:
         for _ in range(3):
             assert "rain" in running.stdout.readline()
         running.send_signal(signal.SIGINT)
@@ -594,7 +597,7 @@ def test_ctrl_c_while_it_waits_for_prompts(tmp_path):
     os.mkfifo(pipe)
     command = [SCRIPT, "--prompts-file", pipe]
     with (
-        subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as waiting,
+        subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE, preexec_fn=listen_to_interrupts) as waiting,
         open(pipe, "wb"),  # returns once the script reads
     ):
         waiting.send_signal(signal.SIGINT)
