@@ -205,7 +205,7 @@ def _fits(expected: str, value: Any) -> bool:
         return isinstance(value, (list, tuple)) and bool(value) and all(_fits("int", v) and v > 0 for v in value)
     if not isinstance(value, _SCALARS[expected]) or isinstance(value, bool):
         return False
-    return isinstance(value, (str, type(None))) or 0 <= value <= _LARGEST
+    return not isinstance(value, (int, float)) or 0 <= value <= _LARGEST
 
 
 def _check_positive(settings: Any, *names: str) -> None:

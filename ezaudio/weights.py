@@ -119,6 +119,7 @@ def write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None
         tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
     _check_finite(tensors, f"{path.stem} in {dtype}")
     save_file(tensors, path, metadata={"format": "pt"})
+    path.chmod(0o644)  # safetensors leaves 0600, which an installed package must not have
 
 
 def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:
