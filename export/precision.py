@@ -18,7 +18,7 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 STEP_GRAPHS = ("denoiser", "denoiser_controlled", "controlnet")
 
 MIN_HALF_VALUES = 4096  # below this a tensor is a bias, a norm or a small table, and its bytes do not matter
-KEEP_FP32 = ("cos", "sin", "final_linear", "final_layer", "embedding.patch")  # RoPE, and the layers next to the latents
+KEEP_FP32 = ("embedding.", "final_linear.", "final_layer.")  # RoPE tables, and the layers next to the latents
 MIN_INT8_INPUTS = 64
 
 _HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -38,7 +38,7 @@ def apply(model: ir.Model, graph_name: str, precision: str) -> None:
 
 
 def _is_kept(name: str) -> bool:
-    return any(part in name for part in KEEP_FP32)
+    return name.startswith(KEEP_FP32)
 
 
 def store_half(model: ir.Model, precision: str) -> None:

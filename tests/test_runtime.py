@@ -77,6 +77,58 @@ def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: di
     assert golden.relative_error(got[0], audio) < PARITY
 
 
+@pytest.mark.parametrize("duration_s", [10.0, 30.0], ids=["usual length", "longest"])
+def test_long_clips_equal_pytorch(model: TextToAudio, duration_s: float) -> None:
+    settings = model.settings("wind", duration_s=duration_s, num_steps=2, guidance_scale=1.0, seed=4)
+    source = open_source("debug", controlnet="energy", random_weights=True)
+    ids = torch.tensor([model._tokenizer.encode("wind").ids])
+    condition = Condition(encode_text(source.text_encoder(), ids, torch.ones_like(ids)), torch.ones_like(ids).bool())
+    plan = solver_plan("ddim", 2, settings.eta, model.config.diffusion)
+    expected = sample(source.dit(), plan, condition, [TorchNoise(4)], round(duration_s * 50))
+    assert golden.relative_error(model._denoise(settings, lambda step: None), expected) < PARITY
+
+
+def test_a_batch_in_the_graph_equals_its_rows_alone(model: TextToAudio) -> None:
+    """The runtime runs clip by clip; other hosts may run several at once."""
+    prompts = [model._prompt(text) for text in ("rain and thunder", "a dog", "bells ring slowly far away")]
+    tokens, frames, batch = max(prompt.num_tokens for prompt in prompts), 21, len(prompts)
+    plan = solver_plan("ddim", 4, 0.0, model.config.diffusion)
+    block, final = model._modulation(plan)
+    shape = (batch, model.config.vae.latent_channels, frames)
+    padding = [(0, tokens - prompt.num_tokens) for prompt in prompts]
+    together = {
+        "latents": np.random.default_rng(0).standard_normal(shape, np.float32),
+        "frame_bias": model._sessions.run(
+            "frame_bias", given=np.zeros(shape, np.float32), mask=np.ones((batch, frames), np.bool_)
+        )["frame_bias"],
+        "cross_constant": np.repeat(model._prompt("").constant, batch, axis=1),
+        "context_mask": np.arange(tokens) < np.array([[prompt.num_tokens] for prompt in prompts]),
+        "previous_clean": np.zeros(shape, np.float32),
+        "noise": np.zeros(shape, np.float32),
+        "guidance_scale": np.array([1.5, 3.0, 5.0], np.float32),
+        "guidance_rescale": np.array([0.0, 0.5, 1.0], np.float32),
+    }
+    for name in ("keys", "values"):
+        rows = [
+            np.pad(getattr(prompt, name), [(0, 0)] * 3 + [pad, (0, 0)])
+            for prompt, pad in zip(prompts, padding, strict=True)
+        ]
+        together[f"cross_{name}"] = np.concatenate(rows, axis=1)
+    shared = {"block_modulation": block[1], "final_modulation": final[1], "coefficients": plan.rows[1]}
+    expected = model._sessions.run("denoiser", **shared, **together)["next_latents"]
+    by_block = ("cross_constant", "cross_keys", "cross_values")
+    for row, prompt in enumerate(prompts):
+        alone = {k: v[:, row : row + 1] if k in by_block else v[row : row + 1] for k, v in together.items()}
+        alone |= {"cross_keys": prompt.keys, "cross_values": prompt.values}
+        alone["context_mask"] = np.ones((1, prompt.num_tokens), np.bool_)
+        got = model._sessions.run("denoiser", **shared, **alone)["next_latents"]
+        assert golden.relative_error(got[0], expected[row]) < 1e-5
+
+
+def test_text_states_of_a_prompt_are_kept(model: TextToAudio) -> None:
+    assert model._prompt("a prompt said twice") is model._prompt("a prompt said twice")
+
+
 @pytest.mark.parametrize("duration_s", [0.0001, 0.01, 0.5, 1.0, 1.2345])
 def test_length_is_exact(model: TextToAudio, duration_s: float) -> None:
     result = model.generate("rain", duration_s=duration_s, num_steps=1, seed=0)
