@@ -3,6 +3,61 @@
 from __future__ import annotations
 
 import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from click.testing import CliRunner, Result
+
+from ezaudio import __version__
+
+Run = Callable[..., Result]
+
+
+def runner(name: str) -> Run:
+    """Calls the console script `name` through its entry point; a defect of ours is raised, not reported."""
+    (script,) = entry_points(group="console_scripts", name=name)
+    command = script.load()
+
+    def run(*arguments: Any, stdin: str | bytes | None = None) -> Result:
+        result = CliRunner().invoke(command, [str(a) for a in arguments], input=stdin, prog_name=name)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return result
+
+    return run
+
+
+def fails(result: Result, *parts: str) -> None:
+    """Exit code 2, one line on stderr with all `parts`, nothing on stdout."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout == ""
+    assert result.stderr.startswith("Error: ")
+    assert result.stderr.count("\n") == 1
+    for part in parts:
+        assert part in result.stderr
+
+
+def answers_at_once_and_teaches(script: Path, *parts: str) -> None:
+    """`--help` shows all `parts`, `--version` the version."""
+    start = time.perf_counter()
+    result = subprocess.run([script, "--help"], capture_output=True, text=True, check=True, encoding="utf-8")
+    assert time.perf_counter() - start < 2.0  # measured 0.13 s; that nothing heavy is imported is tested by itself
+    for part in parts:
+        assert part in result.stdout
+    version = subprocess.run([script, "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout == f"ezaudio {__version__}\n"
+
+
+def imports_none_of(module: str, heavy: set[str]) -> None:
+    """Importing the module in a new process loads none of these packages."""
+    code = f"import sys, {module}; print(sorted({heavy} & set(sys.modules)))"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout == "[]\n"
 
 
 def listen_to_interrupts() -> None:
