@@ -1,4 +1,4 @@
-"""Gaussian noise that is the same on every machine, as a function of the seed.
+"""Gaussian noise that is the same on every machine and in the C++ runtime, bit for bit, as a function of the seed.
 
 `TorchNoise` repeats the stream of PyTorch's CPU generator, so a seed gives the sound of the official code.
 `PhiloxNoise` is counter-based: any draw of any item by itself, in any language. A sampler asks either for
@@ -13,10 +13,13 @@ from typing import Protocol, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from ezaudio.runtime import exact_math
 from ezaudio.runtime.errors import InputError
 
 Float32: TypeAlias = NDArray[np.float32]
 UInt32: TypeAlias = NDArray[np.uint32]
+
+BLOCK = 8192  # values whose intermediate results stay in the second-level cache: half the time
 
 
 class NoiseSource(Protocol):
@@ -36,11 +39,18 @@ def _seed64(seed: int) -> int:
     return int(seed) % 2**64
 
 
-def _box_muller(u1: Float32, u2: Float32) -> tuple[Float32, Float32]:
-    """√(−2·ln u1)·(cos 2πu2, sin 2πu2), for u1 in (0, 1]; float32, in which multiples of 2⁻²⁴ are exact."""
-    radius = np.sqrt(np.float32(-2.0) * np.log(u1))
-    theta = np.float32(2.0 * np.pi) * u2
-    return radius * np.cos(theta), radius * np.sin(theta)
+def _box_muller(radii: NDArray[np.unsignedinteger], angles: NDArray[np.unsignedinteger], bits: int) -> Float32:
+    """√(−2·ln u)·cos 2πv and √(−2·ln u)·sin 2πv with u = radii/2ᵇⁱᵗˢ in (0, 1] and v = angles/2ᵇⁱᵗˢ in [0, 1).
+
+    radii, angles: integers of one shape (N,). Returns: (2, N), computed in float64.
+    """
+    normals = np.empty((2, radii.size), np.float32)
+    for start in range(0, radii.size, BLOCK):
+        block = slice(start, start + BLOCK)
+        radius = np.sqrt(-2.0 * exact_math.log(radii[block] * 2.0**-bits))
+        cosine, sine = exact_math.cos_sin_turns(angles[block] * 2.0**-bits)
+        normals[0, block], normals[1, block] = radius * cosine, radius * sine
+    return normals
 
 
 class TorchNoise:
@@ -51,7 +61,7 @@ class TorchNoise:
     - 16 values or more: one word a value, its low 24 bits over 2²⁴. In every 16, the first eight (as 1 − u) are the
       radii and the last eight the angles of Box–Muller. When the count is no multiple of 16, the last 16 values are
       drawn anew.
-    - fewer: Box–Muller in float64 on pairs of 53-bit uniforms, one value at a time. The sine half waits for the next
+    - fewer: Box–Muller on pairs of 53-bit uniforms, one value at a time. The sine half waits for the next
       such value, across calls, whatever is drawn in between.
     """
 
@@ -89,16 +99,17 @@ class TorchNoise:
             value, self._waiting = self._waiting, None
             return value
         high_u, low_u, high_v, low_v = (int(word) for word in self._uint32(4))
-        u = ((high_u << 32 | low_u) % 2**53) / 2**53
-        v = ((high_v << 32 | low_v) % 2**53) / 2**53
-        radius = np.sqrt(-2.0 * np.log1p(-v))
-        self._waiting = float(radius * np.sin(2.0 * np.pi * u))
-        return float(radius * np.cos(2.0 * np.pi * u))
+        u, v = (high_u << 32 | low_u) % 2**53, (high_v << 32 | low_v) % 2**53
+        (value,), (self._waiting,) = _box_muller(
+            np.array([2**53 - v], np.uint64), np.array([u], np.uint64), 53
+        ).tolist()
+        return float(value)
 
 
 def _chunks_of_16(words: UInt32) -> Float32:
-    uniforms = ((words & np.uint32(2**24 - 1)).astype(np.float32) * np.float32(2**-24)).reshape(-1, 2, 8)
-    return np.stack(_box_muller(np.float32(1.0) - uniforms[:, 0], uniforms[:, 1]), axis=1).reshape(-1)
+    radii, angles = (words & np.uint32(2**24 - 1)).reshape(-1, 2, 8).transpose(1, 0, 2).reshape(2, -1)
+    normals = _box_muller(np.uint32(2**24) - radii, angles, 24)
+    return normals.reshape(2, -1, 8).transpose(1, 0, 2).reshape(-1)
 
 
 def philox4x32(counter: tuple[UInt32, UInt32, UInt32, UInt32], key: int) -> tuple[UInt32, UInt32, UInt32, UInt32]:
@@ -129,12 +140,12 @@ class PhiloxNoise:
     """Counter-based normals: a draw depends on (seed, item, step) and the place in the latent, and on nothing else.
 
     Values 4i…4i+3 of a draw, in C order, come from the four words w of Philox4x32-10 with counter (i, step, item, 0)
-    and the seed as key, low word first. With U(w) = (w >> 8)·2⁻²⁴ and R(w) = √(−2·ln(((w >> 8) + 1)·2⁻²⁴)), exact in
-    float32 up to the logarithm, they are
+    and the seed as key, low word first. With U(w) = (w >> 8)·2⁻²⁴ and R(w) = √(−2·ln(((w >> 8) + 1)·2⁻²⁴)) they are
 
         R(w0)·cos 2πU(w1),  R(w0)·sin 2πU(w1),  R(w2)·cos 2πU(w3),  R(w2)·sin 2πU(w3)
 
-    A draw whose size is no multiple of 4 drops the rest of its last group. Largest magnitude: √(48·ln 2) = 5.77.
+    in float64, rounded to float32. A draw whose size is no multiple of 4 drops the rest of its last group. Largest
+    magnitude: √(48·ln 2) = 5.77.
 
     Args:
         seed: −2⁶³ to 2⁶⁴ − 1, modulo 2⁶⁴.
@@ -154,7 +165,7 @@ class PhiloxNoise:
         size = prod(shape)
         index = np.arange((size + 3) // 4, dtype=np.uint32)
         counter = (index, np.array([step], dtype=np.uint32), self._item, np.zeros(1, dtype=np.uint32))
-        words = np.stack(philox4x32(counter, self._key), axis=1).reshape(-1, 2, 2) >> np.uint32(8)
-        radii = (words[..., 0] + np.uint32(1)).astype(np.float32) * np.float32(2**-24)
-        angles = words[..., 1].astype(np.float32) * np.float32(2**-24)
-        return np.stack(_box_muller(radii, angles), axis=-1).reshape(-1)[:size].reshape(shape)
+        w0, w1, w2, w3 = (word >> np.uint32(8) for word in philox4x32(counter, self._key))
+        radii, angles = np.concatenate([w0, w2]) + np.uint32(1), np.concatenate([w1, w3])
+        normals = _box_muller(radii, angles, 24).reshape(2, 2, -1)  # cosine or sine, first or second pair, group
+        return normals.transpose(2, 1, 0).reshape(-1)[:size].reshape(shape)

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ezaudio.config import DiffusionConfig
+from ezaudio.runtime import exact_math
 from ezaudio.runtime.errors import InputError
 
 Float64: TypeAlias = NDArray[np.float64]
@@ -64,7 +65,8 @@ def alphas_cumprod(diffusion: DiffusionConfig) -> Float64:
 
     Returns: (num_train_steps,) float64, decreasing, the last exactly 0. Source: Lin et al. 2023, algorithm 1.
     """
-    betas = np.linspace(diffusion.beta_start**0.5, diffusion.beta_end**0.5, diffusion.num_train_steps) ** 2
+    first, last = np.sqrt(diffusion.beta_start), np.sqrt(diffusion.beta_end)
+    betas = np.square(first + np.arange(diffusion.num_train_steps) * ((last - first) / (diffusion.num_train_steps - 1)))
     root = np.sqrt(np.cumprod(1.0 - betas))
     return ((root - root[-1]) * (root[0] / (root[0] - root[-1]))) ** 2
 
@@ -97,7 +99,7 @@ def _ddim(timesteps: NDArray[np.int64], alphas_cumprod: Float64, eta: float) -> 
     now = alphas_cumprod[timesteps]
     previous = timesteps - len(alphas_cumprod) // len(timesteps)
     after = np.where(previous >= 0, alphas_cumprod[np.maximum(previous, 0)], 1.0)
-    variance = eta**2 * (1.0 - after) / (1.0 - now) * (1.0 - now / after)
+    variance = eta * eta * (1.0 - after) / (1.0 - now) * (1.0 - now / after)
     direction = np.sqrt(np.maximum(1.0 - after - variance, 0.0))
     alpha, sigma, alpha_after = np.sqrt(now), np.sqrt(1.0 - now), np.sqrt(after)
     return np.stack(
@@ -130,16 +132,16 @@ def _dpmpp_2m_sde(timesteps: NDArray[np.int64], alphas_cumprod: Float64, eta: fl
     alpha_after, sigma_after = np.sqrt(after), np.sqrt(1.0 - after)
     q = (alpha * sigma_after) / (alpha_after * sigma)
     k = np.zeros_like(q)
-    h = -np.log(q[1:-1])
+    h = -exact_math.log(q[1:-1])
     k[2:-1] = h[1:] / (2.0 * h[:-1])
-    decay = sigma_after / sigma * q**eta
-    gain = alpha_after * (1.0 - q ** (1.0 + eta))
+    decay = sigma_after / sigma * exact_math.power(q, eta)
+    gain = alpha_after * (1.0 - exact_math.power(q, 1.0 + eta))
     return np.stack(
         [
             decay + gain * (1.0 + k) * alpha,
             -gain * (1.0 + k) * sigma,
             -gain * k,
-            sigma_after * np.sqrt(1.0 - q ** (2.0 * eta)),
+            sigma_after * np.sqrt(np.maximum(1.0 - exact_math.power(q, 2.0 * eta), 0.0)),
             alpha,
             -sigma,
         ],
