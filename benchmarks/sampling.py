@@ -37,10 +37,11 @@ def _lines(path: str) -> list[str]:
 def measure_clip(model: Any, steps: int | None, duration_s: float) -> dict[str, float]:
     """Seconds of one clip by stage. The text cache is emptied first."""
     marks: list[float] = []
-    model._prompts.clear()
+    conditioning = model._conditioning
+    conditioning.forget()
     start = time.perf_counter()
-    model._prompt("dog barking")
-    model._prompt("")
+    conditioning.prompt("dog barking")
+    conditioning.prompt("")
     text = time.perf_counter()
     model.generate(
         "dog barking",

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 import struct
 import zlib
 from functools import cache
@@ -33,6 +34,13 @@ SUPPORTED_FORMATS: dict[str, tuple[int, ...]] = {"wav": (16, 24, 32), "flac": (1
 MAX_METADATA_BYTES = 256 * 1024
 MAX_TITLE_CHARS = 200
 BLOCK_FRAMES = 65536  # Vorbis in libsndfile overflows the stack when a long clip comes in one call
+
+# Control and format characters, other spaces, tags, lone surrogates. Code points and no categories: a language without
+# Unicode tables gives the same title.
+_NOT_IN_TITLES = re.compile(
+    "[\x00-\x20\x7f-\xa0\xad\u061c\u1680\u180e\u2000-\u200f\u2028-\u202f\u205f-\u206f\u3000\ud800-\udfff\ufeff"
+    "\ufff9-\ufffb\U000e0000-\U000e007f]+"
+)
 
 # At 24 kHz mono: Vorbis about 90 kbit/s, MP3 128 kbit/s constant. Both arguments need soundfile 0.13.
 _ENCODERS: dict[str, dict[str, Any]] = {
@@ -152,9 +160,9 @@ def _no_constant(name: str) -> None:
 
 
 def _title(metadata: dict[str, Any]) -> str:
-    """The prompt on one line, without what no tag can hold."""
-    printable = "".join(c if c.isprintable() else " " for c in str(metadata.get("prompt", "")))
-    return " ".join(printable.split())[:MAX_TITLE_CHARS].rstrip()
+    """The prompt on one line, without what no tag can hold or what could steer a terminal."""
+    text = _NOT_IN_TITLES.sub(" ", str(metadata.get("prompt", ""))).strip(" ")
+    return text[:MAX_TITLE_CHARS].rstrip(" ")
 
 
 def _chunk(name: str, body: bytes) -> bytes:

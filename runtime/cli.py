@@ -28,13 +28,13 @@ from ezaudio.runtime.audio_file import (
 from ezaudio.runtime.command import Command, one_line
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.naming import Destination, file_stem
+from ezaudio.runtime.settings import MAX_PROMPT_CHARS
 from ezaudio.runtime.spectrogram import check_plot_extra, spectrogram_png
 
 if TYPE_CHECKING:
     from ezaudio.runtime.settings import Generation, Settings, Step
     from ezaudio.runtime.text_to_audio import TextToAudio
 
-MAX_PROMPT_CHARS = 10_000
 MAX_PROMPTS_FILE_BYTES = 1_000_000
 MAX_SOUNDS = 10_000
 

@@ -88,37 +88,80 @@ class GraphSessions:
         self._sessions.clear()
 
 
-class DenoiserLoop:
-    """The denoiser graph bound to the buffers of one clip: a step copies its row in and swaps two pairs of buffers."""
+class BoundGraph:
+    """A graph bound to buffers that stay where they are: a run copies in what changed and allocates nothing."""
 
-    def __init__(self, sessions: GraphSessions, name: str, latents: Array, constants: dict[str, Array]) -> None:
-        session = sessions.open(name)
-        inputs, _ = sessions.specs(name)
-        self._session, self._binding = session, session.io_binding()
-        self._device = sessions.device
-        zeros = np.zeros_like(latents)
-        self._latents = [self._buffer(latents), self._buffer(zeros)]
-        self._clean = [self._buffer(zeros), self._buffer(zeros)]
-        missing = {spec.name for spec in inputs} - constants.keys() - {"latents", "previous_clean"}
-        assert not missing, missing
-        self._inputs = {spec.name: self._buffer(constants[spec.name]) for spec in inputs if spec.name in constants}
+    def __init__(self, sessions: GraphSessions, name: str, inputs: dict[str, Array], elsewhere: frozenset[str]) -> None:
+        """inputs: first values by name. elsewhere: names of the inputs that `bind_input` gives."""
+        self._session, self._device = sessions.open(name), sessions.device
+        self._binding = self._session.io_binding()
+        names = {spec.name for spec in sessions.specs(name)[0]}
+        assert names == inputs.keys() | elsewhere, names ^ (inputs.keys() | elsewhere)
+        self._inputs = {key: buffer(value, self._device) for key, value in inputs.items()}
         for key, value in self._inputs.items():
             self._binding.bind_ortvalue_input(key, value)
 
-    def _buffer(self, array: Array) -> ort.OrtValue:
-        # A copy: on a CPU the OrtValue keeps using the array's own memory.
-        return ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), self._device, 0)
+    def bind_input(self, name: str, value: ort.OrtValue) -> None:
+        self._binding.bind_ortvalue_input(name, value)
 
-    def step(self, **changed: Array) -> None:
-        """Advance the latents by one step with these inputs changed."""
+    def bind_output(self, name: str, value: ort.OrtValue) -> None:
+        self._binding.bind_ortvalue_output(name, value)
+
+    def run(self, changed: dict[str, Array]) -> None:
         for key, value in changed.items():
             self._inputs[key].update_inplace(np.ascontiguousarray(value))
-        binding = self._binding
-        binding.bind_ortvalue_input("latents", self._latents[0])
-        binding.bind_ortvalue_input("previous_clean", self._clean[0])
-        binding.bind_ortvalue_output("next_latents", self._latents[1])
-        binding.bind_ortvalue_output("clean", self._clean[1])
-        self._session.run_with_iobinding(binding)
+        self._session.run_with_iobinding(self._binding)
+
+
+def buffer(array: Array, device: str) -> ort.OrtValue:
+    # A copy: on a CPU the OrtValue keeps using the array's own memory.
+    return ort.OrtValue.ortvalue_from_numpy(np.array(array, order="C"), device, 0)
+
+
+class DenoiserLoop:
+    """The denoiser graph and, before it in every step, a ControlNet; a step swaps two pairs of buffers.
+
+    Args:
+        name, constants: of the denoiser, with its inputs other than the latents.
+        control_name, control_constants: the same of the ControlNet's graph; no name, no ControlNet.
+        residuals: zeros of the shape that the ControlNet gives.
+    """
+
+    def __init__(
+        self,
+        sessions: GraphSessions,
+        name: str,
+        latents: Array,
+        constants: dict[str, Array],
+        control_name: str = "",
+        control_constants: dict[str, Array] | None = None,
+        residuals: Array | None = None,
+    ) -> None:
+        device = sessions.device
+        zeros = np.zeros_like(latents)
+        self._latents = [buffer(latents, device), buffer(zeros, device)]
+        self._clean = [buffer(zeros, device), buffer(zeros, device)]
+        fed = {"latents", "previous_clean"} | ({"residuals"} if control_name else set())
+        self._denoiser = BoundGraph(sessions, name, constants, frozenset(fed))
+        self._control = None
+        if control_name:
+            assert control_constants is not None
+            assert residuals is not None
+            self._control = BoundGraph(sessions, control_name, control_constants, frozenset({"latents"}))
+            shared = buffer(residuals, device)
+            self._control.bind_output("residuals", shared)
+            self._denoiser.bind_input("residuals", shared)
+
+    def step(self, changed: dict[str, Array], control_changed: dict[str, Array]) -> None:
+        """Advance the latents by one step with these inputs changed."""
+        if self._control is not None:
+            self._control.bind_input("latents", self._latents[0])
+            self._control.run(control_changed)
+        self._denoiser.bind_input("latents", self._latents[0])
+        self._denoiser.bind_input("previous_clean", self._clean[0])
+        self._denoiser.bind_output("next_latents", self._latents[1])
+        self._denoiser.bind_output("clean", self._clean[1])
+        self._denoiser.run(changed)
         self._latents.reverse()
         self._clean.reverse()
 

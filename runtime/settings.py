@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ezaudio.config import EzAudioConfig
@@ -15,11 +15,24 @@ if TYPE_CHECKING:
 
 NOISE_SOURCES = ("torch", "philox")
 MAX_GUIDANCE = 100.0
+MAX_CONTROL_SCALE = 100.0
+MAX_PROMPT_CHARS = 10_000
+
+
+@dataclass(frozen=True, slots=True)
+class Edit:
+    """Which part of a given clip was made anew, and how much of it the model saw on each side at most; seconds."""
+
+    start_s: float
+    end_s: float
+    context_s: float
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Everything that decides one sound, given a bundle. Two equal `Settings` give equal bytes.
+    """Everything that decides one sound, given a bundle (and, to edit or control, the given sound).
+
+    Two equal `Settings` give equal bytes.
 
     Attributes:
         prompt: what to hear.
@@ -30,6 +43,8 @@ class Settings:
         eta: 0 (deterministic) to 1, for solvers that add noise.
         seed: −2⁶³ to 2⁶⁴ − 1.
         noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one for every backend alike.
+        edit: the part that was made anew; None when the whole clip was made. `duration_s` is then what the model saw.
+        control_scale: how far the ControlNet steers; None without one.
     """
 
     prompt: str
@@ -42,9 +57,13 @@ class Settings:
     seed: int
     solver: str
     noise: str
+    edit: Edit | None = None
+    control_scale: float | None = None
 
     def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
+        """As JSON: without `edit` and `control_scale` where they are None."""
+        fields = asdict(self)
+        return {name: value for name, value in fields.items() if value is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +109,11 @@ def resolve(config: EzAudioConfig, prompt: str, **given: Any) -> Settings:
         seed=_value(given, "seed", None),
         solver=solver,
         noise=_value(given, "noise", NOISE_SOURCES[0]),
+        edit=given.get("edit"),
+        control_scale=given.get("control_scale"),
     )
     if settings.seed is None:
-        settings = Settings(**{**settings.to_dict(), "seed": secrets.randbelow(2**32)})
+        settings = replace(settings, seed=secrets.randbelow(2**32))
     _check(settings, config)
     return settings
 
@@ -107,6 +128,11 @@ def _check(settings: Settings, config: EzAudioConfig) -> None:
         raise InputError(f'the prompt is blank ({settings.prompt!r}): describe a sound, such as "a dog barking"')
     if not isinstance(settings.negative_prompt, str):
         raise InputError(f"negative_prompt must be text, got {settings.negative_prompt!r}")
+    for name, text in (("prompt", settings.prompt), ("negative_prompt", settings.negative_prompt)):
+        if len(text) > MAX_PROMPT_CHARS:
+            raise InputError(f"{name} has {len(text):,} characters, at most {MAX_PROMPT_CHARS:,} fit: shorten it")
+        if any("\ud800" <= character <= "\udfff" for character in text):
+            raise InputError(f"{name} is not valid UTF-8: check where the text comes from")
     _number("duration_s", settings.duration_s, 0, config.max_duration_s, "seconds", above=True)
     if round(settings.duration_s * config.vae.sample_rate) < 1:
         raise InputError(f"duration_s {settings.duration_s} is shorter than one sample: ask for more")
@@ -117,6 +143,8 @@ def _check(settings: Settings, config: EzAudioConfig) -> None:
     _number("guidance_scale", settings.guidance_scale, 0, MAX_GUIDANCE)
     _number("guidance_rescale", settings.guidance_rescale, 0, 1)
     _number("eta", settings.eta, 0, 1)
+    if settings.control_scale is not None:
+        _number("control_scale", settings.control_scale, 0, MAX_CONTROL_SCALE)
     if isinstance(settings.seed, bool) or not isinstance(settings.seed, int) or not -(2**63) <= settings.seed < 2**64:
         raise InputError(f"seed must be a whole number from −2⁶³ to 2⁶⁴ − 1, got {settings.seed!r}")
     if settings.noise not in NOISE_SOURCES:

@@ -1,23 +1,26 @@
-"""`TextToAudio`: a bundle that makes sound from text. It reads as the system does: condition, plan, denoise, decode."""
+"""`TextToAudio`: a bundle that makes or edits sound from text. It reads as the system does: condition, plan, denoise,
+decode."""
 
 from __future__ import annotations
 
-import math
-from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ezaudio.runtime.bundle_store import find_bundle
+from ezaudio.runtime.conditioning import Conditioning
+from ezaudio.runtime.decoding import decode_chunks
+from ezaudio.runtime.editing import CONTEXT_S, Window, check_audio, model_input, splice
+from ezaudio.runtime.energy import energy_contour
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import OnBytes, read_manifest
 from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from ezaudio.runtime.session import DenoiserLoop, GraphSessions, choose_device
-from ezaudio.runtime.settings import Generation, Settings, Step, resolve
-from ezaudio.runtime.solvers import SolverPlan, solver_plan
+from ezaudio.runtime.settings import Edit, Generation, Settings, Step, resolve
+from ezaudio.runtime.solvers import solver_plan
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -27,42 +30,26 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 OnStep = Callable[[Step], "bool | None"]
-Value = TypeVar("Value")
+OnAudio = Callable[[int, "Float32"], "bool | None"]
 
-CACHED_PROMPTS = 16
 MAX_THREADS = 1024
-MODULATION_CHUNK = 64  # timesteps a modulation run, so that 1000 steps need no 1000 rows at once in its activations
+EDIT_SETTINGS = frozenset(
+    ("num_steps", "guidance_scale", "guidance_rescale", "eta", "seed", "negative_prompt", "solver", "noise")
+)
 
 
 @dataclass(frozen=True, slots=True)
-class PromptState:
-    """What cross-attention needs of a prompt: keys, values (N, 1, H, S, E); output of a one-token prompt (N, 1, D)."""
+class Given:
+    """What a clip starts from besides its text.
 
-    keys: Float32
-    values: Float32
-    constant: Float32
-    dropped: str
+    Attributes:
+        latents, mask: (1, C, L) to keep where `mask` (1, L) is False.
+        energy: (1, 1, 2L) for the ControlNet; None without one.
+    """
 
-    @property
-    def num_tokens(self) -> int:
-        return int(self.keys.shape[3])
-
-
-class _Recent(OrderedDict[Any, Value]):
-    """The last few results of a function of hashable arguments."""
-
-    def __init__(self, size: int) -> None:
-        super().__init__()
-        self._size = size
-
-    def get_or_make(self, key: Any, make: Callable[[], Value]) -> Value:
-        if key in self:
-            self.move_to_end(key)
-        else:
-            self[key] = make()
-            if len(self) > self._size:
-                self.popitem(last=False)
-        return self[key]
+    latents: Float32
+    mask: NDArray[np.bool_]
+    energy: Float32 | None = None
 
 
 class TextToAudio:
@@ -98,9 +85,8 @@ class TextToAudio:
         self.manifest = read_manifest(folder, verify, on_verify)
         self.config = self.manifest.config
         self._sessions = GraphSessions(folder, self.manifest, threads, choose_device(device))
-        self._tokenizer = PromptTokenizer(folder / "tokenizer.json", self.config.text.max_tokens)
-        self._prompts: _Recent[PromptState] = _Recent(CACHED_PROMPTS)
-        self._modulations: _Recent[tuple[Float32, Float32]] = _Recent(1)
+        tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
+        self._conditioning = Conditioning(self._sessions, tokenizer)
 
     @property
     def sample_rate(self) -> int:
@@ -130,6 +116,11 @@ class TextToAudio:
         solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
         return settings
 
+    @property
+    def has_controlnet(self) -> bool:
+        """Whether `control_audio` can be given."""
+        return "controlnet" in self.manifest.graphs
+
     def generate(
         self,
         prompts: str | Sequence[str],
@@ -143,7 +134,10 @@ class TextToAudio:
         negative_prompt: str = "",
         solver: str | None = None,
         noise: str = "torch",
+        control_audio: Float32 | None = None,
+        control_scale: float = 1.0,
         on_step: OnStep | None = None,
+        on_audio: OnAudio | None = None,
     ) -> Generation:
         """Make one sound for every prompt.
 
@@ -152,13 +146,19 @@ class TextToAudio:
             duration_s, num_steps, guidance_scale, guidance_rescale, eta, solver: None takes the model's default.
             seed: for every prompt the same, or one each; None draws one each.
             noise: `torch` or `philox`, see `Settings`.
+            control_audio: (T,) samples whose loudness contour the sound follows, cut or continued with silence; needs a
+                bundle with the energy ControlNet.
+            control_scale: how closely it follows; 0 not at all.
             on_step: called after every step; returning False cancels.
+            on_audio: called with the item's number and its next samples (T,) as they are decoded, in chunks that grow
+                from a quarter of a second to four seconds; returning False cancels. The samples equal those of a call
+                without it to rounding.
 
         Returns:
             Samples (B, round(duration_s · sample_rate)) float32 with the settings used, in the order of the prompts.
 
         Raises:
-            InputError: a setting is out of range. CancelledError: `on_step` returned False.
+            InputError: a setting is out of range. CancelledError: a callback returned False.
         """
         texts = [prompts] if isinstance(prompts, str) else list(prompts)
         if not texts:
@@ -166,6 +166,9 @@ class TextToAudio:
         seeds = list(seed) if isinstance(seed, Sequence) else [seed] * len(texts)
         if len(seeds) != len(texts):
             raise InputError(f"{len(texts)} prompts need as many seeds, got {len(seeds)}")
+        controlled = control_audio is not None
+        if controlled and not self.has_controlnet:
+            raise InputError("this bundle has no ControlNet for control_audio: export one with --controlnet energy")
         items = [
             self.settings(
                 text,
@@ -178,115 +181,165 @@ class TextToAudio:
                 negative_prompt=negative_prompt,
                 solver=solver,
                 noise=noise,
+                control_scale=control_scale if controlled else None,
             )
             for text, one in zip(texts, seeds, strict=True)
         ]
-        samples, warnings = [], dict[str, None]()
+        given = self._nothing_given(items[0].duration_s)
+        if control_audio is not None:
+            given = replace(given, energy=self._energy(check_audio("control_audio", control_audio), given))
+        samples = []
         for index, item in enumerate(items):
-            for text in (item.prompt, item.negative_prompt):
-                if dropped := self._prompt(text).dropped:
-                    most = self.config.text.max_tokens
-                    warnings[f"the prompt is longer than {most} tokens; its end was dropped: {dropped!r}"] = None
+            latents = self._denoise(item, given, self._report(on_step, index, items))
+            samples.append(self._decode(latents, item, index, on_audio))
+        return Generation(np.stack(samples), self.sample_rate, tuple(items), self._warnings(items))
 
-            def report(step: int, index: int = index, item: Settings = item) -> None:
-                if on_step is not None and on_step(Step(index, len(items), step, item.num_steps)) is False:
-                    raise CancelledError(f"cancelled after step {step + 1} of {item.num_steps}")
+    def edit(
+        self,
+        audio: Float32,
+        prompt: str,
+        *,
+        start_s: float,
+        end_s: float,
+        context_s: float = CONTEXT_S,
+        on_step: OnStep | None = None,
+        **given: Any,
+    ) -> Generation:
+        """Make a part of a sound anew, to fit the prompt and what is around it.
 
-            samples.append(self._decode(self._denoise(item, report), item))
-        return Generation(np.stack(samples), self.sample_rate, tuple(items), tuple(warnings))
+        Outside the part the samples stay as they are, but for 30 ms on each side that are faded.
 
-    def _prompt(self, text: str) -> PromptState:
-        return self._prompts.get_or_make(text, lambda: self._encode_prompt(text))
+        Args:
+            audio: (T,) samples at the model's rate.
+            prompt: what to hear in the part.
+            start_s, end_s: the part, in seconds; past the end of `audio` the sound is continued.
+            context_s: how much the model sees on each side, at most half the part.
+            on_step: called after every step; returning False cancels.
+            given: settings as of `generate`: num_steps, guidance_scale, guidance_rescale, eta, seed, negative_prompt,
+                solver, noise. The official code edits at guidance 3.5 and rescale 0.
 
-    def _encode_prompt(self, text: str) -> PromptState:
-        tokens = self._tokenizer.encode(text)
-        return self._encode_ids(tokens.ids, tokens.dropped)
+        Returns:
+            Samples (1, max(T, round(end_s · sample_rate))) float32, not clipped.
 
-    def _encode_ids(self, token_ids: tuple[int, ...], dropped: str = "") -> PromptState:
-        ids = np.array([token_ids], np.int64)
-        states = self._sessions.run("text_encoder", input_ids=ids, attention_mask=np.ones_like(ids))
-        cross = self._sessions.run("conditioner", text_states=states["text_states"])
-        return PromptState(cross["cross_keys"], cross["cross_values"], cross["cross_constant"], dropped)  # type: ignore[arg-type]
-
-    def _modulation(self, plan: SolverPlan) -> tuple[Float32, Float32]:
-        """Block modulation (N, blocks, 6, D) and final modulation (N, 2, D) of every step."""
-
-        def make() -> tuple[Float32, Float32]:
-            chunks = [
-                self._sessions.run("modulation", timesteps=plan.timesteps[start : start + MODULATION_CHUNK])
-                for start in range(0, plan.num_steps, MODULATION_CHUNK)
-            ]
-            block, final = (np.concatenate([c[f"{name}_modulation"] for c in chunks]) for name in ("block", "final"))
-            return block, final
-
-        return self._modulations.get_or_make(plan.timesteps.tobytes(), make)
-
-    def _guidance(self, settings: Settings) -> tuple[str, dict[str, Array]]:
-        """The denoiser graph that fits the settings, and its conditioning inputs."""
-        prompt = self._prompt(settings.prompt)
-        scalars = {
-            "guidance_scale": np.array([settings.guidance_scale], np.float32),
-            "guidance_rescale": np.array([settings.guidance_rescale], np.float32),
-        }
-        inputs: dict[str, Array] = {
-            "cross_keys": prompt.keys,
-            "cross_values": prompt.values,
-            "context_mask": np.ones((1, prompt.num_tokens), np.bool_),
-        }
-        if settings.guidance_scale == 1:
-            return "denoiser_unguided", inputs
-        negative = self._prompt(settings.negative_prompt)
-        if negative.num_tokens == 1:
-            return "denoiser", inputs | scalars | {"cross_constant": negative.constant}
-        count = max(prompt.num_tokens, negative.num_tokens)
-        pairs = {
-            name: np.concatenate([_pad_tokens(getattr(state, name), count) for state in (prompt, negative)], axis=1)
-            for name in ("keys", "values")
-        }
-        mask = np.arange(count) < np.array([[prompt.num_tokens], [negative.num_tokens]])
-        cross = {"cross_keys": pairs["keys"], "cross_values": pairs["values"], "context_mask": mask}
-        return "denoiser_negative", cross | scalars
-
-    def _denoise(self, settings: Settings, report: Callable[[int], None]) -> Float32:
-        """Latents (1, C, L) of one clip."""
-        config = self.config
-        plan = solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion)
-        graph, condition = self._guidance(settings)
-        block_modulation, final_modulation = self._modulation(plan)
-        frames = math.ceil(round(settings.duration_s * self.sample_rate) / config.vae.hop)
-        shape = (1, config.vae.latent_channels, frames)
-        bias = self._sessions.run("frame_bias", given=np.zeros(shape, np.float32), mask=np.ones((1, frames), np.bool_))
-        source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
-        constants = condition | bias
-        constants |= {
-            "block_modulation": block_modulation[0],
-            "final_modulation": final_modulation[0],
-            "coefficients": plan.rows[0],
-            "noise": np.zeros(shape, np.float32),
-        }
-        loop = DenoiserLoop(self._sessions, graph, source.draw(0, shape), constants)
-        for index in range(plan.num_steps):
-            drawn = {"noise": source.draw(index + 1, shape)} if plan.draws_noise else {}
-            loop.step(
-                block_modulation=block_modulation[index],
-                final_modulation=final_modulation[index],
-                coefficients=plan.rows[index],
-                **drawn,
+        Raises:
+            InputError: a setting is out of range. CancelledError: `on_step` returned False.
+        """
+        if unknown := given.keys() - EDIT_SETTINGS:
+            raise InputError(
+                f"edit has no setting {min(unknown)!r}: expected one of {', '.join(sorted(EDIT_SETTINGS))}"
             )
-            report(index)
-        return loop.latents()  # type: ignore[return-value]
+        clip = check_audio("audio", audio)
+        window = Window.plan(clip.size, start_s, end_s, context_s, self.config)
+        seen_s = (window.end - window.begin) / self.sample_rate
+        region = Edit(float(start_s), float(end_s), float(context_s))
+        settings = self.settings(prompt, duration_s=seen_s, edit=region, **given)
+        seen, peak = model_input(clip, window, self.config.vae.hop)
+        mean = self._sessions.run("encoder", audio=seen)["mean"]
+        latents = self._denoise(settings, Given(mean, window.mask()), self._report(on_step, 0, [settings]))  # type: ignore[arg-type]
+        edited = splice(clip, self._decode(latents, settings) * peak, window, self.sample_rate)
+        return Generation(edited[None], self.sample_rate, (settings,), self._warnings([settings]))
 
-    def _decode(self, latents: Float32, settings: Settings) -> Float32:
-        audio = self._sessions.run("decoder", latents=latents)["audio"][
-            0, : round(settings.duration_s * self.sample_rate)
-        ]
+    def _report(self, on_step: OnStep | None, index: int, items: list[Settings]) -> Callable[[int], None]:
+        def report(step: int) -> None:
+            num_steps = items[index].num_steps
+            if on_step is not None and on_step(Step(index, len(items), step, num_steps)) is False:
+                raise CancelledError(f"cancelled after step {step + 1} of {num_steps}")
+
+        return report
+
+    def _warnings(self, items: list[Settings]) -> tuple[str, ...]:
+        """That the end of a prompt was dropped, each once."""
+        most = self.config.text.max_tokens
+        dropped = (
+            self._conditioning.text(text).dropped for item in items for text in (item.prompt, item.negative_prompt)
+        )
+        return tuple(
+            dict.fromkeys(
+                f"the prompt is longer than {most} tokens; its end was dropped: {end!r}" for end in dropped if end
+            )
+        )
+
+    def _nothing_given(self, duration_s: float) -> Given:
+        frames = -(-round(duration_s * self.sample_rate) // self.config.vae.hop)
+        shape = (1, self.config.vae.latent_channels, frames)
+        return Given(np.zeros(shape, np.float32), np.ones((1, frames), np.bool_))
+
+    def _energy(self, audio: Float32, given: Given) -> Float32:
+        frames, hop = given.mask.shape[1], self.config.vae.hop
+        if frames < 2:
+            raise InputError(f"control_audio needs a sound of at least {2 * hop / self.sample_rate:g} s: ask for more")
+        samples = np.zeros(frames * hop, np.float32)
+        heard = audio[: samples.size]
+        samples[: heard.size] = heard
+        return energy_contour(samples, hop // 2)
+
+    def _denoise(self, settings: Settings, given: Given, report: Callable[[int], None]) -> Float32:
+        """Latents (1, C, L) of one clip."""
+        plan = solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
+        ending, constants = self._conditioning.cross_inputs(settings)
+        modulation = self._conditioning.modulation(plan)
+        constants |= self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
+        constants |= {name: rows[0] for name, rows in modulation.items()}
+        constants |= {"coefficients": plan.rows[0], "noise": np.zeros_like(given.latents)}
+        if ending != "_unguided":
+            constants["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
+            constants["guidance_rescale"] = np.array([settings.guidance_rescale], np.float32)
+        shape = given.latents.shape
+        source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
+        start = source.draw(0, shape)
+        control: dict[str, Float32] = {}
+        if given.energy is None:
+            loop = DenoiserLoop(self._sessions, f"denoiser{ending}", start, constants)
+        else:
+            control = self._conditioning.modulation(plan, "controlnet_")
+            loop = self._controlled_loop(settings, given, start, constants, control)
+        for index in range(plan.num_steps):
+            changed = {name: rows[index] for name, rows in modulation.items()} | {"coefficients": plan.rows[index]}
+            if plan.draws_noise:
+                changed["noise"] = source.draw(index + 1, shape)
+            loop.step(changed, {name: rows[index] for name, rows in control.items()})
+            report(index)
+        return np.where(given.mask[:, None], loop.latents(), given.latents)  # type: ignore[return-value]
+
+    def _controlled_loop(
+        self,
+        settings: Settings,
+        given: Given,
+        start: Float32,
+        constants: dict[str, Array],
+        modulation: dict[str, Float32],
+    ) -> DenoiserLoop:
+        """The loop with the ControlNet's graph in every step."""
+        ending, control = self._conditioning.cross_inputs(settings, "controlnet_")
+        assert given.energy is not None
+        control |= self._sessions.run(
+            "controlnet_frame_bias", given=given.latents, mask=given.mask, energy=given.energy
+        )
+        control |= {name: rows[0] for name, rows in modulation.items()}
+        control["conditioning_scale"] = np.array(settings.control_scale, np.float32)
+        name = f"controlnet{ending}"
+        (spec,) = self._sessions.specs(name)[1]
+        residuals = np.zeros(spec.sizes({"batch": 1, "frames": given.mask.shape[1]}), np.float32)
+        return DenoiserLoop(self._sessions, f"denoiser_controlled{ending}", start, constants, name, control, residuals)
+
+    def _decode(self, latents: Float32, settings: Settings, index: int = 0, on_audio: OnAudio | None = None) -> Float32:
+        """Samples (T,) of latents (1, C, L)."""
+        num_samples = round(settings.duration_s * self.sample_rate)
+        if on_audio is None:
+            return self._decoded(latents, settings)[0, :num_samples]
+        chunks = []
+        for chunk in decode_chunks(lambda part: self._decoded(part, settings), latents, num_samples, self.config.vae):
+            chunks.append(chunk)
+            if on_audio(index, chunk) is False:
+                done = sum(map(len, chunks))
+                raise CancelledError(f"cancelled after sample {done} of {num_samples}")
+        return np.concatenate(chunks)
+
+    def _decoded(self, latents: Float32, settings: Settings) -> Float32:
+        """Samples (1, L · hop). Raises BundleError when they are not finite."""
+        audio = self._sessions.run("decoder", latents=latents)["audio"]
         if not np.isfinite(audio).all():
             raise BundleError(
                 f"the model gave samples that are not finite (seed {settings.seed}): export the bundle again"
             )
         return audio  # type: ignore[return-value]
-
-
-def _pad_tokens(state: Float32, count: int) -> Float32:
-    """Zeros after the last token of (N, 1, H, S, E), up to `count` tokens."""
-    return np.pad(state, [(0, 0)] * 3 + [(0, count - state.shape[3]), (0, 0)])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from tokenizers import Tokenizer
+from sentencepiece import SentencePieceProcessor
 
 from ezaudio.runtime.errors import BundleError
 
@@ -21,20 +21,22 @@ class Tokens:
 
 
 class PromptTokenizer:
-    """The bundle's tokenizer.json."""
+    """The bundle's `spiece.model`: what T5 was trained with, and what the C++ runtime reads.
+
+    `tokenizer.json` holds the same pieces for the tokenizers library, which loses a combining mark that follows a
+    compatibility character.
+    """
 
     def __init__(self, path: Path, max_tokens: int) -> None:
         try:
-            self._tokenizer = Tokenizer.from_file(str(path))
-        except Exception as error:
+            self._pieces = SentencePieceProcessor(model_file=str(path))
+        except (RuntimeError, OSError) as error:
             raise BundleError(f"'{path}' is no tokenizer ({error}): copy or export the bundle again") from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
         self._max_tokens = max_tokens
 
     def encode(self, prompt: str) -> Tokens:
         """Ids of the prompt with the end token, at most `max_tokens` of them."""
-        encoding = self._tokenizer.encode(prompt, add_special_tokens=False)
+        ids = self._pieces.encode(prompt)
         kept = self._max_tokens - 1
-        dropped = prompt[encoding.offsets[kept][0] :].strip() if len(encoding.ids) > kept else ""
-        return Tokens((*encoding.ids[:kept], END_TOKEN), dropped)
+        dropped = self._pieces.decode(ids[kept:]) if len(ids) > kept else ""
+        return Tokens((*ids[:kept], END_TOKEN), dropped)

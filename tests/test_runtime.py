@@ -45,9 +45,9 @@ def test_bundle_gives_the_official_latents(golden_bundle: Path, name: str, setti
     model = TextToAudio(golden_bundle)
     for text, row in (("the golden prompt", 0), ("", 1)):  # the golden ids belong to no words
         ids = io["input_ids"][row][io["attention_mask"][row].bool()]
-        model._prompts[text] = model._encode_ids(tuple(ids.tolist()))
+        model._conditioning._texts[text] = model._conditioning.encode_ids(tuple(ids.tolist()))
     resolved = model.settings("the golden prompt", duration_s=40 / 50, **{"guidance_rescale": 0.0, **settings})
-    latents = model._denoise(resolved, lambda step: None)
+    latents = model._denoise(resolved, model._nothing_given(40 / 50), lambda step: None)
     assert golden.relative_error(latents, io[f"latent.{name}"]) < tolerance
 
 
@@ -63,7 +63,7 @@ def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: di
     encoder, dit, vae = source.text_encoder(), source.dit(), source.vae()
 
     def encode(text: str) -> tuple[torch.Tensor, torch.Tensor]:
-        ids = torch.tensor([model._tokenizer.encode(text).ids])
+        ids = torch.tensor([model._conditioning.tokenizer.encode(text).ids])
         return encode_text(encoder, ids, torch.ones_like(ids)), torch.ones_like(ids).bool()
 
     negative = (None, None) if settings.guidance_scale == 1 else encode(settings.negative_prompt)
@@ -81,19 +81,24 @@ def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: di
 def test_long_clips_equal_pytorch(model: TextToAudio, duration_s: float) -> None:
     settings = model.settings("wind", duration_s=duration_s, num_steps=2, guidance_scale=1.0, seed=4)
     source = open_source("debug", controlnet="energy", random_weights=True)
-    ids = torch.tensor([model._tokenizer.encode("wind").ids])
+    ids = torch.tensor([model._conditioning.tokenizer.encode("wind").ids])
     condition = Condition(encode_text(source.text_encoder(), ids, torch.ones_like(ids)), torch.ones_like(ids).bool())
     plan = solver_plan("ddim", 2, settings.eta, model.config.diffusion)
     expected = sample(source.dit(), plan, condition, [TorchNoise(4)], round(duration_s * 50))
-    assert golden.relative_error(model._denoise(settings, lambda step: None), expected) < PARITY
+    assert (
+        golden.relative_error(
+            model._denoise(settings, model._nothing_given(settings.duration_s), lambda step: None), expected
+        )
+        < PARITY
+    )
 
 
 def test_a_batch_in_the_graph_equals_its_rows_alone(model: TextToAudio) -> None:
     """The runtime runs clip by clip; other hosts may run several at once."""
-    prompts = [model._prompt(text) for text in ("rain and thunder", "a dog", "bells ring slowly far away")]
+    prompts = [model._conditioning.prompt(text) for text in ("rain and thunder", "a dog", "bells ring slowly far away")]
     tokens, frames, batch = max(prompt.num_tokens for prompt in prompts), 21, len(prompts)
     plan = solver_plan("ddim", 4, 0.0, model.config.diffusion)
-    block, final = model._modulation(plan)
+    block, final = model._conditioning.modulation(plan).values()
     shape = (batch, model.config.vae.latent_channels, frames)
     padding = [(0, tokens - prompt.num_tokens) for prompt in prompts]
     together = {
@@ -101,7 +106,7 @@ def test_a_batch_in_the_graph_equals_its_rows_alone(model: TextToAudio) -> None:
         "frame_bias": model._sessions.run(
             "frame_bias", given=np.zeros(shape, np.float32), mask=np.ones((batch, frames), np.bool_)
         )["frame_bias"],
-        "cross_constant": np.repeat(model._prompt("").constant, batch, axis=1),
+        "cross_constant": np.repeat(model._conditioning.prompt("").constant, batch, axis=1),
         "context_mask": np.arange(tokens) < np.array([[prompt.num_tokens] for prompt in prompts]),
         "previous_clean": np.zeros(shape, np.float32),
         "noise": np.zeros(shape, np.float32),
@@ -126,7 +131,7 @@ def test_a_batch_in_the_graph_equals_its_rows_alone(model: TextToAudio) -> None:
 
 
 def test_text_states_of_a_prompt_are_kept(model: TextToAudio) -> None:
-    assert model._prompt("a prompt said twice") is model._prompt("a prompt said twice")
+    assert model._conditioning.prompt("a prompt said twice") is model._conditioning.prompt("a prompt said twice")
 
 
 @pytest.mark.parametrize("duration_s", [0.0001, 0.01, 0.5, 1.0, 1.2345])
@@ -162,11 +167,16 @@ def test_philox_takes_the_place_of_the_torch_stream(model: TextToAudio) -> None:
     plan = solver_plan("ddim", 1, 0.0, model.config.diffusion)
     dit = open_source("debug", controlnet="energy", random_weights=True).dit()
     encoder = open_source("debug", random_weights=True).text_encoder()
-    ids = torch.tensor([model._tokenizer.encode("bells").ids])
+    ids = torch.tensor([model._conditioning.tokenizer.encode("bells").ids])
     condition = Condition(encode_text(encoder, ids, torch.ones_like(ids)), torch.ones_like(ids).bool())
     expected = sample(dit, plan, condition, [PhiloxNoise(8)], 20)
     assert start.shape == expected.shape
-    assert golden.relative_error(model._denoise(settings, lambda step: None), expected) < PARITY
+    assert (
+        golden.relative_error(
+            model._denoise(settings, model._nothing_given(settings.duration_s), lambda step: None), expected
+        )
+        < PARITY
+    )
 
 
 def test_progress_and_cancelling(model: TextToAudio) -> None:
@@ -186,7 +196,7 @@ def test_a_long_prompt_is_cut_and_says_what_was_dropped(model: TextToAudio) -> N
     assert warning.endswith(f"{words[-1]}'")
     dropped = warning.split("dropped: ")[1].strip("'")
     kept = " ".join(words).removesuffix(dropped)
-    assert len(model._tokenizer.encode(kept).ids) <= 100
+    assert len(model._conditioning.tokenizer.encode(kept).ids) <= 100
     assert not model.generate("short", duration_s=0.1, num_steps=1).warnings
 
 
