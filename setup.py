@@ -15,6 +15,7 @@ setup(
         "ezaudio.export",
         "ezaudio.kernels",
         "ezaudio.runtime",
+        "ezaudio.runtime.engines",
         "ezaudio.training",
     ],
 )

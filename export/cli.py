@@ -11,12 +11,15 @@ import click
 from ezaudio import __version__
 from ezaudio.runtime.bundle_store import PRECISIONS, cached_bundle
 from ezaudio.runtime.command import Command
-from ezaudio.runtime.errors import MissingExtraError
+from ezaudio.runtime.errors import InputError, MissingExtraError
 
 if TYPE_CHECKING:
+    from ezaudio.runtime.engines.builder import Options
+    from ezaudio.runtime.engines.library import Library
     from ezaudio.runtime.manifest import Check, Manifest
 
 NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "sentencepiece")
+TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
 
 HELP = """Export a model to a bundle: a folder of ONNX graphs, tokenizer files and a manifest, which ezaudio-run opens.
 
@@ -27,6 +30,7 @@ Examples:
   ezaudio-export --checkpoint release/ --output bundle/  # a local copy of the release (ckpts/...)
   ezaudio-export --model my_model/ --output bundle/      # a folder that ezaudio's training wrote
   ezaudio-export --model l --random-weights -o random/   # right size and speed, meaningless sound: for benchmarks
+  ezaudio-export --precision fp16 --target tensorrt-rtx --compute-capability 8.9   # with engines for an RTX 40
 
 Precisions: fp32; fp16 and bf16 halve the files and compute in fp32 on a CPU; int8 makes every step's products integer
 ones, the fastest on a CPU. Each graph is run against the PyTorch module it came from; the table of errors is printed
@@ -46,6 +50,19 @@ Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130
 @click.option(
     "--random-weights", is_flag=True, help="Random weights of the right shapes: benchmarks without downloads."
 )
+@click.option(
+    "--target",
+    type=click.Choice(TARGETS),
+    default="cpu",
+    show_default=True,
+    help="What the graphs are typed for; the TensorRT ones also get engines.",
+)
+@click.option(
+    "--compute-capability",
+    metavar="X.Y",
+    multiple=True,
+    help="GPU to build engines for, here or not; may be given repeatedly. [this machine's]",
+)
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
@@ -56,11 +73,14 @@ def main(
     controlnet: str | None,
     output: Path | None,
     random_weights: bool,
+    target: str,
+    compute_capability: tuple[str, ...],
     quiet: bool,
 ) -> None:
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting needs {", ".join(missing)}: pip install "ezaudio[export]"')
+    engines = engine_plan(target, compute_capability, quiet)  # before minutes of export: what it needs may be missing
     from tqdm import tqdm
 
     from ezaudio.checkpoints import open_source
@@ -88,6 +108,45 @@ def main(
     if not quiet:
         click.echo(error_table(manifest.checks))
         click.echo(summary(folder, manifest))
+    if engines is not None:
+        report = build_bundle_engines(folder, *engines, quiet)
+        if not quiet:
+            click.echo(report)
+
+
+def engine_plan(target: str, compute_capability: tuple[str, ...], quiet: bool) -> tuple[Library, Options] | None:
+    """What builds a target's engines and for which GPUs; None where no engines are to be built.
+
+    Raises:
+        InputError: a GPU that the library does not build for, or one for the target `cpu`.
+        MissingExtraError: the library is not installed.
+    """
+    from ezaudio.runtime.engines.builder import Options
+    from ezaudio.runtime.engines.library import open_library
+    from ezaudio.runtime.gpu import find_gpu
+
+    if target == "cpu":
+        if compute_capability:
+            raise InputError("--compute-capability is for engines: add --target tensorrt-rtx, or leave it out")
+        return None
+    library = open_library(target)
+    for capability in compute_capability:
+        library.check_capability(capability)
+    if not compute_capability and isinstance(gpu := find_gpu(), str):
+        if not quiet:
+            click.echo(
+                f"No engines yet ({gpu}, no --compute-capability): the first use on a GPU builds them.", err=True
+            )
+        return None
+    return library, Options(tuple(sorted(set(compute_capability))))
+
+
+def build_bundle_engines(folder: Path, library: Library, options: Options, quiet: bool) -> str:
+    from ezaudio.runtime.build_cli import build_all
+    from ezaudio.runtime.engines.store import EngineStore
+    from ezaudio.runtime.manifest import read_manifest
+
+    return build_all(EngineStore(folder, read_manifest(folder, verify=False), library), options, quiet=quiet)
 
 
 def error_table(checks: tuple[Check, ...]) -> str:

@@ -129,6 +129,7 @@ class Job:
 @click.option("--noise", type=click.Choice(["torch", "philox"]), help="Random stream; torch is PyTorch's. [torch]")
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
 @click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
+@click.option("--backend", metavar="NAME", default="auto", help="What computes, see ezaudio-doctor. [the best here]")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
@@ -145,6 +146,7 @@ def main(
     variations: int,
     bundle: str | None,
     precision: str | None,
+    backend: str,
     threads: int | None,
     as_json: bool,
     quiet: bool,
@@ -174,7 +176,7 @@ def main(
     destination, format = _plan_output(output, format, source, len(sounds))
     depth = _plan_bit_depth(format, bit_depth, made_with.get("bit_depth"))
     picture = _plan_spectrogram(spectrogram, len(sounds))
-    model = _load_model(bundle, precision, threads, source, made_with)
+    model = _load_model(bundle, precision, backend, threads, source, made_with)
     if words:
         _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
     _run(Job(sounds, destination, format, depth, picture, as_json, quiet), model)
@@ -313,7 +315,7 @@ def _plan_spectrogram(given: str | None, num_files: int) -> Destination | None:
     return destination
 
 
-def _open_bundle(bundle: str | None, precision: str | None, threads: int | None) -> TextToAudio:
+def _open_bundle(bundle: str | None, precision: str | None, backend: str, threads: int | None) -> TextToAudio:
     from tqdm import tqdm
 
     from ezaudio.runtime.bundle_store import find_bundle
@@ -327,19 +329,25 @@ def _open_bundle(bundle: str | None, precision: str | None, threads: int | None)
             bar.total = total
             bar.update(count)
 
-        return TextToAudio(find_bundle(bundle, precision), threads=threads, on_verify=on_verify)
+        folder = find_bundle(bundle, precision)
+        return TextToAudio(folder, backend=backend, threads=threads, on_verify=on_verify)
 
 
 def _load_model(
-    bundle: str | None, precision: str | None, threads: int | None, source: str | None, made_with: dict[str, Any]
+    bundle: str | None,
+    precision: str | None,
+    backend: str,
+    threads: int | None,
+    source: str | None,
+    made_with: dict[str, Any],
 ) -> TextToAudio:
     """The bundle named by the user, else the one that `source` was made with, else the packaged one."""
     if not made_with:
-        return _open_bundle(bundle, precision, threads)
+        return _open_bundle(bundle, precision, backend, threads)
     named = bundle is not None or precision is not None
     if not named and made_with["model"] in ("l", "xl"):
         bundle, precision = made_with["model"], made_with["precision"]
-    model = _open_bundle(bundle, precision, threads)
+    model = _open_bundle(bundle, precision, backend, threads)
     if model.bundle_id != made_with["bundle_id"]:
         maker = f"model {made_with['model']!r} in {made_with['precision']} (bundle {made_with['bundle_id']})"
         other = f"model {model.model!r} in {model.precision} (bundle {model.bundle_id})"

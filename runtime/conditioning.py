@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ezaudio.runtime.session import GraphSessions
+from ezaudio.runtime.denoising import Sessions
 from ezaudio.runtime.settings import Settings
 from ezaudio.runtime.solvers import SolverPlan
 from ezaudio.runtime.tokenizer import PromptTokenizer
@@ -70,7 +70,7 @@ class Conditioning:
     `prefix` in the methods: "" for the denoiser's graphs, `controlnet_` for the ControlNet's.
     """
 
-    def __init__(self, sessions: GraphSessions, tokenizer: PromptTokenizer) -> None:
+    def __init__(self, sessions: Sessions, tokenizer: PromptTokenizer) -> None:
         self._sessions, self.tokenizer = sessions, tokenizer
         self._texts: _Recent[TextState] = _Recent(CACHED_PROMPTS)
         self._prompts: _Recent[PromptState] = _Recent(2 * CACHED_PROMPTS)

@@ -21,3 +21,7 @@ class MissingExtraError(EzAudioError, ImportError):
 
 class CancelledError(EzAudioError):
     """`on_step` returned False: the generation stopped and produced nothing."""
+
+
+class BackendError(EzAudioError, RuntimeError):
+    """A GPU, its driver or one of its libraries refused to work."""

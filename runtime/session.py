@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.denoising import OnStepDone, StepGraph
+from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.tensor_spec import TensorSpec
 
@@ -17,54 +20,63 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     Array = NDArray[np.generic]
+    Float32 = NDArray[np.float32]
 
 logger = logging.getLogger(__name__)
 
-PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+CPU = "CPUExecutionProvider"
+CUDA = "CUDAExecutionProvider"
+TENSORRT = "TensorrtExecutionProvider"
+PROVIDERS = {"onnxruntime": [CPU], "onnxruntime-cuda": [CUDA, CPU], "onnxruntime-tensorrt": [TENSORRT, CUDA, CPU]}
+"""Backend → execution providers, the first that can run a node gets it."""
 
-
-def choose_device(device: str) -> str:
-    """`auto` takes CUDA when this build of ONNX Runtime has it. A named device never falls back.
-
-    Raises InputError for an unknown device or one that this build lacks.
-    """
-    available = ort.get_available_providers()
-    if device == "auto":
-        device = "cuda" if PROVIDERS["cuda"] in available else "cpu"
-        logger.info("device %s chosen of ONNX Runtime's providers %s", device, ", ".join(available))
-    if device not in PROVIDERS:
-        raise InputError(f"unknown device {device!r}: expected auto, {', '.join(PROVIDERS)}")
-    if PROVIDERS[device] not in available:
-        raise InputError(
-            f"device {device!r} is not in this ONNX Runtime: install onnxruntime-gpu in place of onnxruntime"
-        )
-    return device
+GRAPH_OPTIONS = {CUDA: {"enable_cuda_graph": "1"}, TENSORRT: {"trt_cuda_graph_enable": "1"}}
 
 
 class GraphSessions:
-    """Graph name → session. A session is created on first use and kept until released."""
+    """Graph name → session. A session is created on first use and kept until released.
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, device: str) -> None:
-        self.folder, self.manifest, self.device = folder, manifest, device
+    On a GPU the graphs of the sampling loop are captured as CUDA graphs where their nodes allow it.
+    """
+
+    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, backend: str) -> None:
+        self.folder, self.manifest = folder, manifest
+        self.device = "cpu" if backend == "onnxruntime" else "cuda"
+        self._providers = PROVIDERS[backend]
         self._threads = threads
-        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._sessions: dict[tuple[str, bool], ort.InferenceSession] = {}
 
-    def open(self, name: str) -> ort.InferenceSession:
-        """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it."""
-        if name not in self._sessions:
+    def open(self, name: str, captured: bool = False) -> ort.InferenceSession:
+        """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it.
+
+        Args:
+            captured: for runs on fixed buffers, as a CUDA graph.
+        """
+        captured = captured and self.device == "cuda"
+        if (name, captured) not in self._sessions:
             if name not in self.manifest.graphs:
                 raise BundleError(f"the bundle at '{self.folder}' has no graph {name!r}: export it again")
-            options = ort.SessionOptions()
-            options.log_severity_level = 3
-            options.intra_op_num_threads = self._threads or 0
             path = self.folder / self.manifest.graphs[name].file
-            providers = list(dict.fromkeys([PROVIDERS[self.device], PROVIDERS["cpu"]]))
             try:
-                session = ort.InferenceSession(str(path), options, providers=providers)
+                session = self._create(path, captured)
             except Exception as error:
                 raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
-            self._sessions[name] = self._checked(name, session)
-        return self._sessions[name]
+            self._sessions[name, captured] = self._checked(name, session)
+        return self._sessions[name, captured]
+
+    def _create(self, path: Path, captured: bool) -> ort.InferenceSession:
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        options.intra_op_num_threads = self._threads or 0
+        if captured:
+            with_graph = [(name, GRAPH_OPTIONS.get(name, {})) for name in self._providers]
+            try:
+                return ort.InferenceSession(str(path), options, providers=with_graph)
+            except Exception as error:
+                if "graph" not in str(error).lower():
+                    raise
+                logger.warning("'%s' runs without a CUDA graph: %s", path, error)
+        return ort.InferenceSession(str(path), options, providers=self._providers)
 
     def _checked(self, name: str, session: ort.InferenceSession) -> ort.InferenceSession:
         graph = self.manifest.graphs[name]
@@ -72,6 +84,12 @@ class GraphSessions:
             if [spec.name for spec in specs] != [node.name for node in nodes]:
                 names = ", ".join(node.name for node in nodes)
                 raise BundleError(f"graph {name!r} has {names}, the manifest says otherwise: export the bundle again")
+        missing = self._providers[0]
+        if missing not in session.get_providers():  # ONNX Runtime falls back in silence when a library does not load
+            raise BundleError(
+                f"ONNX Runtime could not start {missing}: check its CUDA libraries with ezaudio-doctor, or choose "
+                "another backend"
+            )
         return session
 
     def run(self, name: str, **inputs: Array) -> dict[str, Array]:
@@ -79,6 +97,24 @@ class GraphSessions:
         session = self.open(name)
         names = [spec.name for spec in self.manifest.graphs[name].outputs]
         return dict(zip(names, session.run(names, inputs), strict=True))
+
+    def denoise(
+        self,
+        denoiser: StepGraph,
+        control: StepGraph | None,
+        latents: Float32,
+        noise: Callable[[int], Float32] | None,
+        on_step_done: OnStepDone,
+    ) -> Float32:
+        """The sampling loop, see `denoising.Sessions`."""
+        loop = DenoiserLoop(self, denoiser, control, latents)
+        for index in range(denoiser.num_steps):
+            changed = {name: rows[index] for name, rows in denoiser.rows.items()}
+            if noise is not None:
+                changed["noise"] = noise(index)
+            loop.step(changed, {} if control is None else {name: rows[index] for name, rows in control.rows.items()})
+            on_step_done(index)
+        return loop.latents()
 
     def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         graph = self.manifest.graphs[name]
@@ -91,15 +127,25 @@ class GraphSessions:
 class BoundGraph:
     """A graph bound to buffers that stay where they are: a run copies in what changed and allocates nothing."""
 
-    def __init__(self, sessions: GraphSessions, name: str, inputs: dict[str, Array], elsewhere: frozenset[str]) -> None:
+    # A captured graph is replayed by its number whatever is bound now, so every pair of buffers needs its own.
+    _numbers = itertools.count(1)
+
+    def __init__(
+        self, sessions: GraphSessions, graph: StepGraph, inputs: dict[str, Array], elsewhere: set[str]
+    ) -> None:
         """inputs: first values by name. elsewhere: names of the inputs that `bind_input` gives."""
-        self._session, self._device = sessions.open(name), sessions.device
+        self._session, self._device = sessions.open(graph.name, captured=True), sessions.device
         self._binding = self._session.io_binding()
-        names = {spec.name for spec in sessions.specs(name)[0]}
+        names = {spec.name for spec in sessions.specs(graph.name)[0]}
         assert names == inputs.keys() | elsewhere, names ^ (inputs.keys() | elsewhere)
         self._inputs = {key: buffer(value, self._device) for key, value in inputs.items()}
         for key, value in self._inputs.items():
             self._binding.bind_ortvalue_input(key, value)
+        self._options: list[Any] = []
+        for _ in range(2):
+            options = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
+            self._options.append(options)
 
     def bind_input(self, name: str, value: ort.OrtValue) -> None:
         self._binding.bind_ortvalue_input(name, value)
@@ -107,10 +153,11 @@ class BoundGraph:
     def bind_output(self, name: str, value: ort.OrtValue) -> None:
         self._binding.bind_ortvalue_output(name, value)
 
-    def run(self, changed: dict[str, Array]) -> None:
+    def run(self, changed: dict[str, Array], parity: int) -> None:
+        """parity: 0 or 1, which pair of the swapped buffers is bound."""
         for key, value in changed.items():
             self._inputs[key].update_inplace(np.ascontiguousarray(value))
-        self._session.run_with_iobinding(self._binding)
+        self._session.run_with_iobinding(self._binding, self._options[parity])
 
 
 def buffer(array: Array, device: str) -> ort.OrtValue:
@@ -119,35 +166,23 @@ def buffer(array: Array, device: str) -> ort.OrtValue:
 
 
 class DenoiserLoop:
-    """The denoiser graph and, before it in every step, a ControlNet; a step swaps two pairs of buffers.
-
-    Args:
-        name, constants: of the denoiser, with its inputs other than the latents.
-        control_name, control_constants: the same of the ControlNet's graph; no name, no ControlNet.
-        residuals: zeros of the shape that the ControlNet gives.
-    """
+    """The denoiser graph and, before it in every step, a ControlNet; a step swaps two pairs of buffers."""
 
     def __init__(
-        self,
-        sessions: GraphSessions,
-        name: str,
-        latents: Array,
-        constants: dict[str, Array],
-        control_name: str = "",
-        control_constants: dict[str, Array] | None = None,
-        residuals: Array | None = None,
+        self, sessions: GraphSessions, denoiser: StepGraph, control: StepGraph | None, latents: Float32
     ) -> None:
         device = sessions.device
         zeros = np.zeros_like(latents)
         self._latents = [buffer(latents, device), buffer(zeros, device)]
         self._clean = [buffer(zeros, device), buffer(zeros, device)]
-        fed = {"latents", "previous_clean"} | ({"residuals"} if control_name else set())
-        self._denoiser = BoundGraph(sessions, name, constants, frozenset(fed))
+        self._parity = 0
+        fed = {"latents", "previous_clean"} | (set() if control is None else {"residuals"})
+        self._denoiser = BoundGraph(sessions, denoiser, _first(denoiser) | {"noise": zeros}, fed)
         self._control = None
-        if control_name:
-            assert control_constants is not None
-            assert residuals is not None
-            self._control = BoundGraph(sessions, control_name, control_constants, frozenset({"latents"}))
+        if control is not None:
+            self._control = BoundGraph(sessions, control, _first(control), {"latents"})
+            (spec,) = sessions.specs(control.name)[1]
+            residuals = np.zeros(spec.sizes({"batch": latents.shape[0], "frames": latents.shape[2]}), np.float32)
             shared = buffer(residuals, device)
             self._control.bind_output("residuals", shared)
             self._denoiser.bind_input("residuals", shared)
@@ -156,15 +191,21 @@ class DenoiserLoop:
         """Advance the latents by one step with these inputs changed."""
         if self._control is not None:
             self._control.bind_input("latents", self._latents[0])
-            self._control.run(control_changed)
+            self._control.run(control_changed, self._parity)
         self._denoiser.bind_input("latents", self._latents[0])
         self._denoiser.bind_input("previous_clean", self._clean[0])
         self._denoiser.bind_output("next_latents", self._latents[1])
         self._denoiser.bind_output("clean", self._clean[1])
-        self._denoiser.run(changed)
+        self._denoiser.run(changed, self._parity)
         self._latents.reverse()
         self._clean.reverse()
+        self._parity ^= 1
 
-    def latents(self) -> Array:
+    def latents(self) -> Float32:
         """A copy of the latents after the steps so far."""
         return np.array(self._latents[0].numpy())
+
+
+def _first(graph: StepGraph) -> dict[str, Array]:
+    """Every input that the loop feeds, with the values of the first step."""
+    return graph.constants | {name: rows[0] for name, rows in graph.rows.items()}

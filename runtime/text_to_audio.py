@@ -10,17 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from ezaudio.runtime.backends import choose_backend, open_sessions
 from ezaudio.runtime.bundle_store import find_bundle
 from ezaudio.runtime.conditioning import Conditioning
 from ezaudio.runtime.decoding import decode_chunks
+from ezaudio.runtime.denoising import StepGraph
 from ezaudio.runtime.editing import CONTEXT_S, Window, check_audio, model_input, splice
 from ezaudio.runtime.energy import energy_contour
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import OnBytes, read_manifest
 from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
-from ezaudio.runtime.session import DenoiserLoop, GraphSessions, choose_device
 from ezaudio.runtime.settings import Edit, Generation, Settings, Step, resolve
-from ezaudio.runtime.solvers import solver_plan
+from ezaudio.runtime.solvers import SolverPlan, solver_plan
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -62,7 +63,8 @@ class TextToAudio:
         bundle: a folder, the name of an exported model (`l`, `xl`, `nano`), or None for the model inside the package.
         precision: which exported bundle of a named model.
         threads: of ONNX Runtime; None takes all cores.
-        device: `cpu`, `cuda`, or `auto`.
+        backend: `tensorrt`, `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime` (on the CPU); `auto` takes the
+            fastest that works here and logs why it passed others over. A named one never falls back.
         verify: compare every file of the bundle with its sha256 before use.
         on_verify: told the bytes compared since the last call and the bytes there are in all, for a progress bar.
 
@@ -75,7 +77,7 @@ class TextToAudio:
         *,
         precision: str | None = None,
         threads: int | None = None,
-        device: str = "auto",
+        backend: str = "auto",
         verify: bool = True,
         on_verify: OnBytes = lambda count, total: None,
     ) -> None:
@@ -84,7 +86,8 @@ class TextToAudio:
         folder = find_bundle(bundle, precision)
         self.manifest = read_manifest(folder, verify, on_verify)
         self.config = self.manifest.config
-        self._sessions = GraphSessions(folder, self.manifest, threads, choose_device(device))
+        self.backend = choose_backend(backend, self.manifest)
+        self._sessions = open_sessions(self.backend, folder, self.manifest, threads)
         tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
         self._conditioning = Conditioning(self._sessions, tokenizer)
 
@@ -277,50 +280,33 @@ class TextToAudio:
         """Latents (1, C, L) of one clip."""
         plan = solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
         ending, constants = self._conditioning.cross_inputs(settings)
-        modulation = self._conditioning.modulation(plan)
         constants |= self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
-        constants |= {name: rows[0] for name, rows in modulation.items()}
-        constants |= {"coefficients": plan.rows[0], "noise": np.zeros_like(given.latents)}
         if ending != "_unguided":
             constants["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
             constants["guidance_rescale"] = np.array([settings.guidance_rescale], np.float32)
-        shape = given.latents.shape
+        rows: dict[str, Array] = {**self._conditioning.modulation(plan), "coefficients": plan.rows}
+        control = None if given.energy is None else self._control(settings, given, plan)
+        denoiser = StepGraph(f"denoiser{'' if control is None else '_controlled'}{ending}", constants, rows)
         source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
+        shape = given.latents.shape
         start = source.draw(0, shape)
-        control: dict[str, Float32] = {}
-        if given.energy is None:
-            loop = DenoiserLoop(self._sessions, f"denoiser{ending}", start, constants)
-        else:
-            control = self._conditioning.modulation(plan, "controlnet_")
-            loop = self._controlled_loop(settings, given, start, constants, control)
-        for index in range(plan.num_steps):
-            changed = {name: rows[index] for name, rows in modulation.items()} | {"coefficients": plan.rows[index]}
-            if plan.draws_noise:
-                changed["noise"] = source.draw(index + 1, shape)
-            loop.step(changed, {name: rows[index] for name, rows in control.items()})
-            report(index)
-        return np.where(given.mask[:, None], loop.latents(), given.latents)  # type: ignore[return-value]
 
-    def _controlled_loop(
-        self,
-        settings: Settings,
-        given: Given,
-        start: Float32,
-        constants: dict[str, Array],
-        modulation: dict[str, Float32],
-    ) -> DenoiserLoop:
-        """The loop with the ControlNet's graph in every step."""
-        ending, control = self._conditioning.cross_inputs(settings, "controlnet_")
+        def noise(step: int) -> Float32:
+            return source.draw(step + 1, shape)
+
+        latents = self._sessions.denoise(denoiser, control, start, noise if plan.draws_noise else None, report)
+        return np.where(given.mask[:, None], latents, given.latents)
+
+    def _control(self, settings: Settings, given: Given, plan: SolverPlan) -> StepGraph:
+        """The ControlNet's graph with its inputs."""
+        ending, constants = self._conditioning.cross_inputs(settings, "controlnet_")
         assert given.energy is not None
-        control |= self._sessions.run(
+        constants |= self._sessions.run(
             "controlnet_frame_bias", given=given.latents, mask=given.mask, energy=given.energy
         )
-        control |= {name: rows[0] for name, rows in modulation.items()}
-        control["conditioning_scale"] = np.array(settings.control_scale, np.float32)
-        name = f"controlnet{ending}"
-        (spec,) = self._sessions.specs(name)[1]
-        residuals = np.zeros(spec.sizes({"batch": 1, "frames": given.mask.shape[1]}), np.float32)
-        return DenoiserLoop(self._sessions, f"denoiser_controlled{ending}", start, constants, name, control, residuals)
+        constants["conditioning_scale"] = np.array(settings.control_scale, np.float32)
+        rows: dict[str, Array] = {**self._conditioning.modulation(plan, "controlnet_")}
+        return StepGraph(f"controlnet{ending}", constants, rows)
 
     def _decode(self, latents: Float32, settings: Settings, index: int = 0, on_audio: OnAudio | None = None) -> Float32:
         """Samples (T,) of latents (1, C, L)."""

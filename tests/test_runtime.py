@@ -244,8 +244,8 @@ def test_bad_calls_are_refused(model: TextToAudio, debug_bundle: Path) -> None:
         model.generate(["a", "b"], seed=[1, 2, 3])
     with pytest.raises(InputError, match="threads"):
         TextToAudio(debug_bundle, threads=0)
-    with pytest.raises(InputError, match="unknown device 'tpu'"):
-        TextToAudio(debug_bundle, device="tpu")
+    with pytest.raises(InputError, match="unknown backend 'tpu'"):
+        TextToAudio(debug_bundle, backend="tpu")
 
 
 def test_memory_does_not_grow_with_steps(model: TextToAudio) -> None:

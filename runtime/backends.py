@@ -1,0 +1,181 @@
+"""Which backend runs a bundle: one string, one table of what works here, and why the others do not."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ezaudio.runtime.engines.library import MODULES, default_target, installed
+from ezaudio.runtime.errors import InputError, MissingExtraError
+from ezaudio.runtime.gpu import Gpu, find_gpu
+
+if TYPE_CHECKING:
+    from ezaudio.runtime.denoising import Sessions
+    from ezaudio.runtime.manifest import Manifest
+
+logger = logging.getLogger(__name__)
+
+AUTO_ORDER = ("tensorrt", "torch", "onnxruntime-cuda", "onnxruntime")
+BACKENDS = (*AUTO_ORDER[:3], "onnxruntime-tensorrt", "onnxruntime")
+"""By speed, as far as it is known; `auto` passes over the one that is not in `AUTO_ORDER`."""
+
+GPU_ONNXRUNTIME = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Why a backend cannot be used, and the one command that would mend it; empty where none does."""
+
+    reason: str
+    fix: str = ""
+    missing_extra: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """A backend as it is on this machine.
+
+    Attributes:
+        problems: what keeps it from running at all.
+        doubts: what keeps `auto` from taking it, although it runs when named.
+    """
+
+    name: str
+    problems: tuple[Problem, ...] = ()
+    doubts: tuple[Problem, ...] = ()
+
+    @property
+    def usable(self) -> bool:
+        return not self.problems
+
+    @property
+    def chosen_by_auto(self) -> bool:
+        return self.usable and not self.doubts and self.name in AUTO_ORDER
+
+    @property
+    def reason(self) -> str:
+        """Why `auto` passes it over, in one line; empty when it does not."""
+        found = [problem.reason for problem in (*self.problems, *self.doubts)]
+        return "; ".join([*found, *([] if self.name in AUTO_ORDER else ["taken only by name"])])
+
+    @property
+    def fix(self) -> str:
+        """The first command to run; empty where none helps, as without a GPU."""
+        found = (*self.problems, *self.doubts)
+        return next((p.fix for p in found if p.fix), "") if all(p.fix for p in found) else ""
+
+
+def survey(manifest: Manifest) -> list[Status]:
+    """Every backend for a bundle, in the order of `BACKENDS`."""
+    gpu = find_gpu()
+    checks: dict[str, Callable[[], Status]] = {
+        "tensorrt": lambda: _tensorrt(gpu, manifest),
+        "torch": lambda: Status("torch", (Problem("its GPU backend is not part of this version"),)),
+        "onnxruntime-cuda": lambda: _onnxruntime("onnxruntime-cuda", "CUDAExecutionProvider", gpu),
+        "onnxruntime-tensorrt": lambda: _onnxruntime("onnxruntime-tensorrt", "TensorrtExecutionProvider", gpu),
+        "onnxruntime": lambda: Status("onnxruntime"),
+    }
+    return [checks[name]() for name in BACKENDS]
+
+
+def _tensorrt(gpu: Gpu | str, manifest: Manifest) -> Status:
+    problems = []
+    if isinstance(gpu, str):
+        problems.append(Problem(gpu))
+    target = target_of(manifest)
+    if not any(installed(name) for name in MODULES):
+        fix = f'pip install "ezaudio[{target or "tensorrt-rtx"}]"'
+        problems.append(Problem("neither tensorrt nor tensorrt_rtx is installed", fix, missing_extra=True))
+    elif target and not installed(target):
+        fix = f'pip install "ezaudio[{target}]"'
+        problems.append(Problem(f"{MODULES[target]} is not installed", fix, missing_extra=True))
+    if not _found("cuda.bindings"):
+        fix = f'pip install "ezaudio[{target or "tensorrt-rtx"}]"'
+        problems.append(Problem("cuda-bindings is not installed", fix, missing_extra=True))
+    return Status("tensorrt", tuple(problems), () if is_certified(manifest) else (_uncertified(manifest),))
+
+
+def _onnxruntime(name: str, provider: str, gpu: Gpu | str) -> Status:
+    import onnxruntime
+
+    problems = [Problem(gpu)] if isinstance(gpu, str) else []
+    if provider not in onnxruntime.get_available_providers():
+        problems.append(Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME))
+    return Status(name, tuple(problems))
+
+
+def target_of(manifest: Manifest) -> str:
+    """What the bundle's graphs were typed for: a key of `MODULES`, or empty."""
+    target = getattr(manifest, "target", None)
+    return str(target) if target in MODULES else ""
+
+
+def is_certified(manifest: Manifest) -> bool:
+    """Whether the export proved the graphs' numbers in the precision that a GPU computes in."""
+    return bool(getattr(manifest, "certificate", None))
+
+
+def _uncertified(manifest: Manifest) -> Problem:
+    model, precision = manifest.config.name, manifest.precision
+    half = "" if precision in ("fp16", "bf16") else f" (this one is {precision})"
+    return Problem(
+        f"the bundle has no certificate for half precision on a GPU{half}",
+        f"ezaudio-export --model {model} --precision fp16 --target tensorrt-rtx",
+    )
+
+
+def _found(module: str) -> bool:
+    try:
+        return find_spec(module) is not None
+    except (ImportError, ValueError):  # its parent is missing
+        return False
+
+
+def choose_backend(name: str, manifest: Manifest) -> str:
+    """`auto` takes the first usable backend of `AUTO_ORDER` and logs why it passed over those before it.
+
+    Raises:
+        InputError: unknown name, or it cannot run here. MissingExtraError: the same, for want of a package.
+    """
+    if name not in ("auto", *BACKENDS):
+        raise InputError(f"unknown backend {name!r}: expected auto, {', '.join(BACKENDS)}")
+    table = {status.name: status for status in survey(manifest)}
+    if name == "auto":
+        chosen = next(one for one in AUTO_ORDER if table[one].chosen_by_auto)
+        passed = [f"{one} ({table[one].reason})" for one in AUTO_ORDER[: AUTO_ORDER.index(chosen)]]
+        logger.info("backend %s chosen%s", chosen, f"; passed over: {', '.join(passed)}" if passed else "")
+        return chosen
+    status = table[name]
+    if status.problems:
+        fixes = list(dict.fromkeys(problem.fix for problem in status.problems if problem.fix))
+        reasons = "; ".join(problem.reason for problem in status.problems)
+        fix = ", then ".join(fixes) or "choose another backend; ezaudio-doctor lists those that run here"
+        error = MissingExtraError if any(p.missing_extra for p in status.problems) else InputError
+        raise error(f"backend {name!r} cannot run here ({reasons}): {fix}")
+    for doubt in status.doubts:
+        logger.warning("backend %s: %s: %s", name, doubt.reason, doubt.fix)
+    return name
+
+
+def open_sessions(backend: str, folder: Path, manifest: Manifest, threads: int | None) -> Sessions:
+    """Open a bundle with a backend that `choose_backend` gave.
+
+    Args:
+        threads: of ONNX Runtime on the CPU.
+    """
+    if backend == "tensorrt":
+        from ezaudio.runtime.engines.sessions import EngineSessions
+
+        return EngineSessions(folder, manifest, library_for(manifest))
+    from ezaudio.runtime.session import GraphSessions
+
+    return GraphSessions(folder, manifest, threads, backend)
+
+
+def library_for(manifest: Manifest) -> str:
+    """The bundle's own target, else the first library that is installed."""
+    return target_of(manifest) or default_target()

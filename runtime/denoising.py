@@ -1,0 +1,71 @@
+"""What a sampling loop needs, in the form that every backend takes: graphs, what stays, and one row for every step."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from ezaudio.runtime.tensor_spec import TensorSpec
+
+    Array = NDArray[np.generic]
+    Float32 = NDArray[np.float32]
+
+OnStepDone = Callable[[int], None]
+"""Called with the number of a step that is done; whatever it raises ends the loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class StepGraph:
+    """A graph that runs once a step.
+
+    Attributes:
+        name: of the graph.
+        constants: inputs that stay the same, by name.
+        rows: inputs that change, (num_steps, …) each.
+    """
+
+    name: str
+    constants: dict[str, Array]
+    rows: dict[str, Array]
+
+    @property
+    def num_steps(self) -> int:
+        return len(next(iter(self.rows.values())))
+
+
+class Sessions(Protocol):
+    """A backend that has opened a bundle. Not thread-safe."""
+
+    def run(self, name: str, **inputs: Array) -> dict[str, Array]:
+        """One evaluation of a graph on host arrays: outputs by name."""
+
+    def denoise(
+        self,
+        denoiser: StepGraph,
+        control: StepGraph | None,
+        latents: Float32,
+        noise: Callable[[int], Float32] | None,
+        on_step_done: OnStepDone,
+    ) -> Float32:
+        """Run the whole loop.
+
+        Args:
+            denoiser: inputs other than `latents`, `previous_clean`, `noise` and `residuals`.
+            control: a ControlNet's graph, which runs before the denoiser in every step; inputs other than `latents`.
+            latents: (1, C, L) to start from.
+            noise: draws what step n adds, (1, C, L); called in order, n from 0. None where steps add none.
+
+        Returns:
+            Latents (1, C, L) after the last step.
+        """
+
+    def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a graph."""
+
+    def release(self) -> None:
+        """Close what is open; it is opened again when used."""
