@@ -121,7 +121,7 @@ def engine_plan(target: str, compute_capability: tuple[str, ...], quiet: bool) -
         InputError: a GPU that the library does not build for, or one for the target `cpu`.
         MissingExtraError: the library is not installed.
     """
-    from ezaudio.runtime.engines.builder import Options
+    from ezaudio.runtime.engines.builder import Options, normalized
     from ezaudio.runtime.engines.library import open_library
     from ezaudio.runtime.gpu import find_gpu
 
@@ -138,7 +138,7 @@ def engine_plan(target: str, compute_capability: tuple[str, ...], quiet: bool) -
                 f"No engines yet ({gpu}, no --compute-capability): the first use on a GPU builds them.", err=True
             )
         return None
-    return library, Options(tuple(sorted(set(compute_capability))))
+    return library, Options(normalized(compute_capability))
 
 
 def build_bundle_engines(folder: Path, library: Library, options: Options, quiet: bool) -> str:

@@ -68,12 +68,12 @@ def main(
 ) -> None:
     from ezaudio.runtime.backends import target_of
     from ezaudio.runtime.bundle_store import find_bundle
-    from ezaudio.runtime.engines.builder import Options
+    from ezaudio.runtime.engines.builder import Options, normalized
     from ezaudio.runtime.engines.library import default_target, open_library
     from ezaudio.runtime.engines.store import EngineStore
     from ezaudio.runtime.manifest import read_manifest
 
-    options = Options(tuple(sorted(set(compute_capability))), optimization_level, weight_streaming, strip)
+    options = Options(normalized(compute_capability), optimization_level, weight_streaming, strip)
     folder = find_bundle(bundle, precision)
     manifest = read_manifest(folder)
     library = open_library(target or target_of(manifest) or default_target())

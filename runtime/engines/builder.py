@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import logging
+import re
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ezaudio.runtime.engines.library import Library
+from ezaudio.runtime.command import one_line
+from ezaudio.runtime.engines.library import MAX_ERROR_CHARS, Library
 from ezaudio.runtime.engines.profiles import Profile, shape_range
 from ezaudio.runtime.errors import BackendError, InputError
 from ezaudio.runtime.manifest import GraphEntry
@@ -53,6 +55,14 @@ class Options:
         }
 
 
+def normalized(compute_capabilities: Iterable[str]) -> tuple[str, ...]:
+    """Each once, by size. Raises InputError for what is no compute capability."""
+    for capability in compute_capabilities:
+        if not re.fullmatch(r"\d{1,2}\.\d", capability):
+            raise InputError(f"{capability!r} is no compute capability: expected a number such as 8.9")
+    return tuple(sorted(set(compute_capabilities), key=float))
+
+
 def build_engine(
     library: Library,
     path: Path,
@@ -75,6 +85,24 @@ def build_engine(
     Raises:
         BackendError: the library refuses the graph; its first error is in the line. KeyboardInterrupt: Ctrl-C.
     """
+    with _interruptible() as interrupted:
+        built = _build(library, path, entry, profiles, options, timing_cache, on_progress, interrupted)
+    if built is None:
+        raise KeyboardInterrupt
+    return built
+
+
+def _build(
+    library: Library,
+    path: Path,
+    entry: GraphEntry,
+    profiles: list[Profile],
+    options: Options,
+    timing_cache: bytes,
+    on_progress: OnProgress,
+    interrupted: threading.Event,
+) -> tuple[Any, bytes] | None:
+    """None when interrupted."""
     trt, log = library.trt, library.logger()
     builder = trt.Builder(log)
     # TensorRT 11 has no other kind of network and may drop the flag.
@@ -88,11 +116,10 @@ def build_engine(
     _check_names(library, network, path, entry)
     config = _configure(library, builder, entry, profiles, options)
     cache = _set_timing_cache(library, config, timing_cache)
-    with _interruptible() as interrupted:
-        config.progress_monitor = _monitor(trt, on_progress, interrupted)
-        engine = builder.build_serialized_network(network, config)
+    config.progress_monitor = _monitor(trt, on_progress, interrupted)
+    engine = None if interrupted.is_set() else builder.build_serialized_network(network, config)
     if interrupted.is_set():
-        raise KeyboardInterrupt
+        return None
     if engine is None:
         raise _refused(library, path, "build", log.errors)
     for warning in log.warnings:
@@ -101,7 +128,7 @@ def build_engine(
 
 
 def _refused(library: Library, path: Path, what: str, errors: list[str]) -> BackendError:
-    reason = errors[0] if errors else "it gives no reason"
+    reason = one_line(errors[0])[:MAX_ERROR_CHARS] if errors else "it gives no reason"
     fix = f"export the bundle with --target {library.name}, or try another precision"
     return BackendError(f"{library.name} {library.version} cannot {what} '{path}' ({reason}): {fix}")
 
@@ -167,6 +194,7 @@ def _monitor(trt: Any, on_progress: OnProgress, interrupted: threading.Event) ->
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
             self.phases: list[tuple[str, int, int]] = []  # name, steps done, steps in all; outermost first
+            self.part = 0.0
 
         def phase_start(self, name: str, parent: str | None, num_steps: int) -> None:
             self.phases.append((name, 0, max(num_steps, 1)))
@@ -184,15 +212,16 @@ def _monitor(trt: Any, on_progress: OnProgress, interrupted: threading.Event) ->
             part = 0.0
             for _, done, total in reversed(self.phases):
                 part = min(1.0, (done + part) / total)
+            self.part = max(self.part, part)  # phases may follow each other within one step of the phase around them
             if self.phases:
-                on_progress(self.phases[-1][0], part)
+                on_progress(self.phases[-1][0], self.part)
 
     return Monitor()
 
 
 @contextmanager
 def _interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event: an exception thrown through the builder's C++ would end the process."""
+    """Ctrl-C sets the event: the library's C++ swallows an exception that is raised in one of its callbacks."""
     interrupted = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield interrupted

@@ -86,7 +86,7 @@ class Record:
             **self.purpose.to_dict(),
             "size": self.engine.size,
             "sha256_of_engine": self.engine.sha256,
-            "build_s": round(self.build_s, 3),
+            "build_s": self.build_s,
         }
         path.write_text(json.dumps(sealed(data), indent=1) + "\n", encoding="utf-8")
 

@@ -155,7 +155,7 @@ class EngineStore:
             record = Record(
                 purpose,
                 FileEntry(content.nbytes, hashlib.sha256(content).hexdigest()),
-                time.perf_counter() - start,
+                round(time.perf_counter() - start, 3),
             )
             _write(path, content, record)
             if new_timing:
