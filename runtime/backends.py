@@ -9,7 +9,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ezaudio.runtime.engines.library import MODULES, default_target, installed
+from ezaudio.runtime.engines.library import MODULES, default_target, installed, target_of
 from ezaudio.runtime.errors import InputError, MissingExtraError
 from ezaudio.runtime.gpu import Gpu, find_gpu
 
@@ -106,12 +106,6 @@ def _onnxruntime(name: str, provider: str, gpu: Gpu | str) -> Status:
     if provider not in onnxruntime.get_available_providers():
         problems.append(Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME))
     return Status(name, tuple(problems))
-
-
-def target_of(manifest: Manifest) -> str:
-    """What the bundle's graphs were typed for: a key of `MODULES`, or empty."""
-    target = getattr(manifest, "target", None)
-    return str(target) if target in MODULES else ""
 
 
 def is_certified(manifest: Manifest) -> bool:

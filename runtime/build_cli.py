@@ -66,10 +66,9 @@ def main(
     check: bool,
     quiet: bool,
 ) -> None:
-    from ezaudio.runtime.backends import target_of
     from ezaudio.runtime.bundle_store import find_bundle
     from ezaudio.runtime.engines.builder import Options, normalized
-    from ezaudio.runtime.engines.library import default_target, open_library
+    from ezaudio.runtime.engines.library import default_target, open_library, target_of
     from ezaudio.runtime.engines.store import EngineStore
     from ezaudio.runtime.manifest import read_manifest
 

@@ -5,10 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from ezaudio.runtime.command import one_line
 from ezaudio.runtime.errors import BackendError, InputError, MissingExtraError
+
+if TYPE_CHECKING:
+    from ezaudio.runtime.manifest import Manifest
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Target, as in `--target`, → module. The target is the name of the extra that installs it, too."""
@@ -87,6 +90,12 @@ def installed(target: str) -> bool:
 def default_target() -> str:
     """The first library that is installed, else the one that can be: `open_library` then names its extra."""
     return next((target for target in MODULES if installed(target)), "tensorrt-rtx")
+
+
+def target_of(manifest: Manifest) -> str:
+    """What the bundle's graphs were typed for: a key of `MODULES`, or empty."""
+    target = getattr(manifest, "target", None)
+    return str(target) if target in MODULES else ""
 
 
 def missing_library(target: str) -> MissingExtraError:

@@ -19,7 +19,7 @@ from typing import Any
 
 from ezaudio.runtime.bundle_store import PACKAGED, cache_folder
 from ezaudio.runtime.engines.builder import Options, build_engine
-from ezaudio.runtime.engines.library import Library
+from ezaudio.runtime.engines.library import Library, target_of
 from ezaudio.runtime.engines.profiles import Durations, profiles_of
 from ezaudio.runtime.engines.record import Place, Purpose, Record, graph_digest, weight_bytes
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
@@ -45,9 +45,10 @@ class Engine:
 
 
 def cached_engines(manifest: Manifest) -> Path:
-    """Where engines for the GPU at hand lie. Bundles of one model and precision share the folder: a graph that changed
-    is then seen as such, and its old engine replaced."""
-    return cache_folder() / FOLDER / f"{manifest.config.name}-{manifest.precision}"
+    """Where engines for the GPU at hand lie. Bundles of one model, target and precision share the folder: a graph that
+    changed is then seen as such, and its old engine replaced."""
+    parts = (manifest.config.name, target_of(manifest), manifest.precision)
+    return cache_folder() / FOLDER / "-".join(part for part in parts if part)
 
 
 def output_folder(bundle: Path, manifest: Manifest, ahead: bool) -> Path:
