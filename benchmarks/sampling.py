@@ -107,7 +107,7 @@ def main(
     start = time.perf_counter()
     from ezaudio.runtime import TextToAudio
     from ezaudio.runtime.bundle_store import find_bundle
-    from ezaudio.runtime.doctor import examine
+    from ezaudio.runtime.doctor import diagnose
 
     model = TextToAudio(bundle, precision=precision, threads=threads, backend=backend)
     opened = time.perf_counter() - start
@@ -131,7 +131,7 @@ def main(
         "peak_memory_mib": peak_memory_mib,
         "bundle_bytes": sum(entry.size for entry in model.manifest.files.values()),
         "hardware": processor(),
-        "doctor": examine(find_bundle(bundle, precision)),
+        "doctor": diagnose(find_bundle(bundle, precision)),
         "versions": {name: version(name) for name in ("ezaudio", "onnxruntime", "numpy")},
     }
     print(

@@ -130,15 +130,15 @@ def engine_plan(target: str, compute_capability: tuple[str, ...], quiet: bool) -
             raise InputError("--compute-capability is for engines: add --target tensorrt-rtx, or leave it out")
         return None
     library = open_library(target)
-    for capability in compute_capability:
-        library.check_capability(capability)
+    options = Options(normalized(compute_capability))
+    library.check_ahead(options.compute_capabilities)
     if not compute_capability and isinstance(gpu := find_gpu(), str):
         if not quiet:
             click.echo(
                 f"No engines yet ({gpu}, no --compute-capability): the first use on a GPU builds them.", err=True
             )
         return None
-    return library, Options(normalized(compute_capability))
+    return library, options
 
 
 def build_bundle_engines(folder: Path, library: Library, options: Options, quiet: bool) -> str:

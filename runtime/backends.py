@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ezaudio.runtime.engines.library import MODULES, default_target, installed, target_of
-from ezaudio.runtime.errors import InputError, MissingExtraError
+from ezaudio.runtime.engines.library import MODULES, default_target, installed, open_library, target_of
+from ezaudio.runtime.errors import BackendError, InputError, MissingExtraError
 from ezaudio.runtime.gpu import Gpu, find_gpu
 
 if TYPE_CHECKING:
@@ -71,41 +70,57 @@ class Status:
 
 def survey(manifest: Manifest) -> list[Status]:
     """Every backend for a bundle, in the order of `BACKENDS`."""
+    return [examine(name, manifest) for name in BACKENDS]
+
+
+def examine(name: str, manifest: Manifest) -> Status:
+    """One backend for a bundle."""
+    if name == "onnxruntime":
+        return Status(name)
+    if name == "torch":
+        return Status(name, (Problem("its GPU backend is not part of this version"),))
     gpu = find_gpu()
-    checks: dict[str, Callable[[], Status]] = {
-        "tensorrt": lambda: _tensorrt(gpu, manifest),
-        "torch": lambda: Status("torch", (Problem("its GPU backend is not part of this version"),)),
-        "onnxruntime-cuda": lambda: _onnxruntime("onnxruntime-cuda", "CUDAExecutionProvider", gpu),
-        "onnxruntime-tensorrt": lambda: _onnxruntime("onnxruntime-tensorrt", "TensorrtExecutionProvider", gpu),
-        "onnxruntime": lambda: Status("onnxruntime"),
-    }
-    return [checks[name]() for name in BACKENDS]
+    problems = [Problem(gpu)] if isinstance(gpu, str) else []
+    if name != "tensorrt":
+        return Status(name, (*problems, *_onnxruntime_problems(name)))
+    problems += _missing_packages(manifest)
+    if not problems and isinstance(gpu, Gpu):
+        problems += _refusals(library_for(manifest), gpu)
+    return Status(name, tuple(problems), () if is_certified(manifest) else (_uncertified(manifest),))
 
 
-def _tensorrt(gpu: Gpu | str, manifest: Manifest) -> Status:
-    problems = []
-    if isinstance(gpu, str):
-        problems.append(Problem(gpu))
+def _missing_packages(manifest: Manifest) -> list[Problem]:
     target = target_of(manifest)
-    if not any(installed(name) for name in MODULES):
-        fix = f'pip install "ezaudio[{target or "tensorrt-rtx"}]"'
-        problems.append(Problem("neither tensorrt nor tensorrt_rtx is installed", fix, missing_extra=True))
-    elif target and not installed(target):
-        fix = f'pip install "ezaudio[{target}]"'
-        problems.append(Problem(f"{MODULES[target]} is not installed", fix, missing_extra=True))
+    fix = f'pip install "ezaudio[{target or default_target()}]"'
+    missing = []
+    if target and not installed(target):
+        missing.append(f"{MODULES[target]} is not installed")
+    elif not any(installed(name) for name in MODULES):
+        missing.append("neither tensorrt nor tensorrt_rtx is installed")
     if not _found("cuda.bindings"):
-        fix = f'pip install "ezaudio[{target or "tensorrt-rtx"}]"'
-        problems.append(Problem("cuda-bindings is not installed", fix, missing_extra=True))
-    return Status("tensorrt", tuple(problems), () if is_certified(manifest) else (_uncertified(manifest),))
+        missing.append("cuda-bindings is not installed")
+    return [Problem(reason, fix, missing_extra=True) for reason in missing]
 
 
-def _onnxruntime(name: str, provider: str, gpu: Gpu | str) -> Status:
+def _refusals(target: str, gpu: Gpu) -> list[Problem]:
+    """Why the library, which is installed, does not serve this GPU."""
+    other = next(name for name in MODULES if name != target)
+    try:
+        open_library(target).check_capability(gpu.compute_capability)
+    except BackendError as error:
+        return [Problem(str(error), f'pip install --force-reinstall "ezaudio[{target}]"')]
+    except InputError as error:
+        return [Problem(str(error), f'pip install "ezaudio[{other}]"')]
+    return []
+
+
+def _onnxruntime_problems(name: str) -> list[Problem]:
     import onnxruntime
 
-    problems = [Problem(gpu)] if isinstance(gpu, str) else []
-    if provider not in onnxruntime.get_available_providers():
-        problems.append(Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME))
-    return Status(name, tuple(problems))
+    provider = {"onnxruntime-cuda": "CUDAExecutionProvider", "onnxruntime-tensorrt": "TensorrtExecutionProvider"}[name]
+    if provider in onnxruntime.get_available_providers():
+        return []
+    return [Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME)]
 
 
 def is_certified(manifest: Manifest) -> bool:
@@ -137,13 +152,13 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     """
     if name not in ("auto", *BACKENDS):
         raise InputError(f"unknown backend {name!r}: expected auto, {', '.join(BACKENDS)}")
-    table = {status.name: status for status in survey(manifest)}
     if name == "auto":
+        table = {status.name: status for status in survey(manifest)}
         chosen = next(one for one in AUTO_ORDER if table[one].chosen_by_auto)
         passed = [f"{one} ({table[one].reason})" for one in AUTO_ORDER[: AUTO_ORDER.index(chosen)]]
         logger.info("backend %s chosen%s", chosen, f"; passed over: {', '.join(passed)}" if passed else "")
         return chosen
-    status = table[name]
+    status = examine(name, manifest)
     if status.problems:
         fixes = list(dict.fromkeys(problem.fix for problem in status.problems if problem.fix))
         reasons = "; ".join(problem.reason for problem in status.problems)

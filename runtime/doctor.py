@@ -42,11 +42,11 @@ Exit code: 0 done, 2 wrong input (one line says what to do).
 def main(bundle: str | None, precision: str | None, as_json: bool) -> None:
     from ezaudio.runtime.bundle_store import find_bundle
 
-    report = examine(find_bundle(bundle, precision))
+    report = diagnose(find_bundle(bundle, precision))
     click.echo(json.dumps(report, indent=1) if as_json else as_text(report))
 
 
-def examine(folder: Path) -> dict[str, Any]:
+def diagnose(folder: Path) -> dict[str, Any]:
     """The doctor's report on a bundle, ready for JSON."""
     from ezaudio.runtime.backends import survey
     from ezaudio.runtime.gpu import find_gpu

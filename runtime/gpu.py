@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from dataclasses import dataclass
+from functools import cache
 
 MAJOR, MINOR = 75, 76  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
 NAMES = {"win32": ("nvcuda.dll", "nvml.dll")}
@@ -25,6 +26,7 @@ class Gpu:
     driver: str
 
 
+@cache
 def find_gpu() -> Gpu | str:
     """The GPU, or why there is none, in words."""
     library, management = NAMES.get(sys.platform, LINUX_NAMES)

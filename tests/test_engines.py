@@ -7,7 +7,6 @@ run the rest: `pytest -m gpu`.
 from __future__ import annotations
 
 import os
-import resource
 import shutil
 import signal
 import subprocess
@@ -356,6 +355,8 @@ def test_ctrl_c_while_it_builds_leaves_nothing(tmp_path: Path, wait_s: float) ->
 @pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 def test_a_disk_that_fills_up_is_one_line_and_no_file(tmp_path: Path) -> None:
     """The system refuses to let the engine's file grow, as a full disk would."""
+
+    import resource  # POSIX only
 
     def limit() -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))

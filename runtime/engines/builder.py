@@ -166,14 +166,9 @@ def _configure(library: Library, builder: Any, entry: GraphEntry, profiles: list
         config.set_flag(flag)
         logger.info("%s: %s is on", library.name, name.lower())
     if options.compute_capabilities:
-        if not library.builds_ahead:
-            raise InputError(
-                f"{library.name} {library.version} builds for the GPU of this machine only: leave out "
-                "--compute-capability, or use --target tensorrt-rtx"
-            )
+        library.check_ahead(options.compute_capabilities)
         config.num_compute_capabilities = len(options.compute_capabilities)
         for index, capability in enumerate(options.compute_capabilities):
-            library.check_capability(capability)
             config.set_compute_capability(getattr(trt.ComputeCapability, f"SM{capability.replace('.', '')}"), index)
     return config
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -36,7 +37,7 @@ class Library:
     @property
     def builds_ahead(self) -> bool:
         """Whether it builds for GPUs that this machine lacks."""
-        return hasattr(self.trt, "ComputeCapability")
+        return self.name == "tensorrt-rtx" and hasattr(self.trt, "ComputeCapability")
 
     @property
     def has_timing_cache(self) -> bool:
@@ -59,6 +60,16 @@ class Library:
                 f"{self.name} {self.version} does not build for compute capability {capability!r}: "
                 f"expected one of {', '.join(known)}; for other GPUs use {other}"
             )
+
+    def check_ahead(self, capabilities: Iterable[str]) -> None:
+        """Raises InputError where engines for these GPUs cannot be built ahead of time."""
+        for capability in capabilities:
+            if not self.builds_ahead:
+                raise InputError(
+                    f"{self.name} {self.version} builds for the GPU of this machine only: leave out "
+                    "--compute-capability, or use --target tensorrt-rtx"
+                )
+            self.check_capability(capability)
 
     def logger(self) -> Any:
         """A logger of the library that collects errors in `errors` and warnings in `warnings`."""

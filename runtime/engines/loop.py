@@ -98,11 +98,15 @@ class CapturedLoop:
         self._numbers = Rows(self._memory, "numbers", _numbers(self._num_steps))
         self._reached = device.PinnedArray((1,), np.dtype(np.int32))
         self._result = device.PinnedArray(latents.shape, np.dtype(np.float32))
-        self._placed = [self._place(engines, graph, latents) for graph in graphs]
-        self._upload(graphs, latents)
-        self._step(0)  # outside the capture: engines do what a new shape needs in their first run
-        stream.wait()
-        self._graph = stream.capture(self._all_steps)
+        try:
+            self._placed = [self._place(engines, graph, latents) for graph in graphs]
+            self._upload(graphs, latents)
+            self._step(0)  # outside the capture: engines do what a new shape needs in their first run
+            stream.wait()
+            self._graph = stream.capture(self._all_steps)
+        except BaseException:
+            self._free_memory()
+            raise
 
     def _place(self, engines: Engines, graph: StepGraph, latents: Float32) -> Placed:
         inputs, outputs = engines.specs(graph.name)
@@ -165,6 +169,9 @@ class CapturedLoop:
 
     def free(self) -> None:
         self._graph.free()
+        self._free_memory()
+
+    def _free_memory(self) -> None:
         self._memory.free()
         self._reached.free()
         self._result.free()

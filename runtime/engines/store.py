@@ -96,10 +96,9 @@ class EngineStore:
         Raises InputError when neither is there, or the library does not build for it.
         """
         name, version = self.library.name, self.library.version
-        for capability in options.compute_capabilities:
-            self.library.check_capability(capability)
+        self.library.check_ahead(options.compute_capabilities)
         gpu = find_gpu()
-        if options.strip and not self.library.has_timing_cache and isinstance(gpu, str):
+        if options.strip and self.library.builds_ahead and isinstance(gpu, str):
             raise InputError(f"{name} strips weights only where a GPU is ({gpu}): leave out --strip")
         if options.compute_capabilities:
             return Place(name, version, options.compute_capabilities[0], None)
