@@ -11,15 +11,13 @@ import click
 from ezaudio import __version__
 from ezaudio.runtime.bundle_store import PRECISIONS, cached_bundle
 from ezaudio.runtime.command import Command
-from ezaudio.runtime.errors import InputError, MissingExtraError
+from ezaudio.runtime.errors import MissingExtraError
 
 if TYPE_CHECKING:
-    from ezaudio.runtime.engines.builder import Options
-    from ezaudio.runtime.engines.library import Library
     from ezaudio.runtime.manifest import Check, Manifest
 
-NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "sentencepiece")
 TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
+NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "sentencepiece")
 
 HELP = """Export a model to a bundle: a folder of ONNX graphs, tokenizer files and a manifest, which ezaudio-run opens.
 
@@ -42,6 +40,9 @@ Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--precision", type=click.Choice(PRECISIONS), default="fp32", show_default=True)
+@click.option(
+    "--target", type=click.Choice(TARGETS), default="cpu", show_default=True, help="What the graphs are written for."
+)
 @click.option("--model", metavar="l|xl|nano|FOLDER", default="l", show_default=True, help="What to export.")
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Local copy of the release, or one DiT file.")
 @click.option("--text-encoder", type=click.Path(path_type=Path), help="Local FLAN-T5 folder. [from the Hub]")
@@ -49,13 +50,6 @@ Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="Folder of the bundle. [the user's cache]")
 @click.option(
     "--random-weights", is_flag=True, help="Random weights of the right shapes: benchmarks without downloads."
-)
-@click.option(
-    "--target",
-    type=click.Choice(TARGETS),
-    default="cpu",
-    show_default=True,
-    help="What the graphs are typed for; the TensorRT ones also get engines.",
 )
 @click.option(
     "--compute-capability",
@@ -67,20 +61,22 @@ Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     precision: str,
+    target: str,
     model: str,
     checkpoint: Path | None,
     text_encoder: Path | None,
     controlnet: str | None,
     output: Path | None,
     random_weights: bool,
-    target: str,
     compute_capability: tuple[str, ...],
     quiet: bool,
 ) -> None:
+    from ezaudio.export.engines import build_bundle_engines, engine_plan
+
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting needs {", ".join(missing)}: pip install "ezaudio[export]"')
-    engines = engine_plan(target, compute_capability, quiet)  # before minutes of export: what it needs may be missing
+    engines = engine_plan(target, compute_capability)  # before minutes of export: what it needs may be missing
     from tqdm import tqdm
 
     from ezaudio.checkpoints import open_source
@@ -109,44 +105,9 @@ def main(
         click.echo(error_table(manifest.checks))
         click.echo(summary(folder, manifest))
     if engines is not None:
-        report = build_bundle_engines(folder, *engines, quiet)
+        report = build_bundle_engines(folder, engines, quiet)
         if not quiet:
             click.echo(report)
-
-
-def engine_plan(target: str, compute_capability: tuple[str, ...], quiet: bool) -> tuple[Library, Options] | None:
-    """What builds a target's engines and for which GPUs; None where no engines are to be built.
-
-    Raises:
-        InputError: a GPU that the library does not build for, or one for the target `cpu`.
-        MissingExtraError: the library is not installed.
-    """
-    from ezaudio.runtime.engines.builder import Options, normalized
-    from ezaudio.runtime.engines.library import open_library
-    from ezaudio.runtime.gpu import find_gpu
-
-    if target == "cpu":
-        if compute_capability:
-            raise InputError("--compute-capability is for engines: add --target tensorrt-rtx, or leave it out")
-        return None
-    library = open_library(target)
-    options = Options(normalized(compute_capability))
-    library.check_ahead(options.compute_capabilities)
-    if not compute_capability and isinstance(gpu := find_gpu(), str):
-        if not quiet:
-            click.echo(
-                f"No engines yet ({gpu}, no --compute-capability): the first use on a GPU builds them.", err=True
-            )
-        return None
-    return library, options
-
-
-def build_bundle_engines(folder: Path, library: Library, options: Options, quiet: bool) -> str:
-    from ezaudio.runtime.build_cli import build_all
-    from ezaudio.runtime.engines.store import EngineStore
-    from ezaudio.runtime.manifest import read_manifest
-
-    return build_all(EngineStore(folder, read_manifest(folder, verify=False), library), options, quiet=quiet)
 
 
 def error_table(checks: tuple[Check, ...]) -> str:

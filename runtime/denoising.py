@@ -67,5 +67,5 @@ class Sessions(Protocol):
     def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a graph."""
 
-    def release(self) -> None:
-        """Close what is open; it is opened again when used."""
+    def release(self, name: str | None = None) -> None:
+        """Close what is open for one graph, or all; it is opened again when used."""

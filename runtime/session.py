@@ -44,39 +44,42 @@ class GraphSessions:
         self.device = "cpu" if backend == "onnxruntime" else "cuda"
         self._providers = PROVIDERS[backend]
         self._threads = threads
-        self._sessions: dict[tuple[str, bool], ort.InferenceSession] = {}
+        self._sessions: dict[str, ort.InferenceSession] = {}
+        self._captured: dict[str, ort.InferenceSession] = {}
 
-    def open(self, name: str, captured: bool = False) -> ort.InferenceSession:
-        """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it.
+    def open(self, name: str) -> ort.InferenceSession:
+        """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it."""
+        if name not in self._sessions:
+            self._sessions[name] = self._create(name, [(provider, {}) for provider in self._providers])
+        return self._sessions[name]
 
-        Args:
-            captured: for runs on fixed buffers, as a CUDA graph.
-        """
-        captured = captured and self.device == "cuda"
-        if (name, captured) not in self._sessions:
-            if name not in self.manifest.graphs:
-                raise BundleError(f"the bundle at '{self.folder}' has no graph {name!r}: export it again")
-            path = self.folder / self.manifest.graphs[name].file
+    def open_captured(self, name: str) -> ort.InferenceSession:
+        """For runs on fixed buffers: on a GPU a CUDA graph, where the nodes allow it."""
+        if self.device == "cpu":
+            return self.open(name)
+        if name not in self._captured:
             try:
-                session = self._create(path, captured)
-            except Exception as error:
-                raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
-            self._sessions[name, captured] = self._checked(name, session)
-        return self._sessions[name, captured]
+                with_graph = [(provider, GRAPH_OPTIONS.get(provider, {})) for provider in self._providers]
+                self._captured[name] = self._create(name, with_graph)
+            except BundleError as error:
+                if "graph capture" not in str(error).lower():
+                    raise
+                logger.warning("%r runs without a CUDA graph: %s", name, error)
+                self._captured[name] = self.open(name)
+        return self._captured[name]
 
-    def _create(self, path: Path, captured: bool) -> ort.InferenceSession:
+    def _create(self, name: str, providers: list[tuple[str, dict[str, str]]]) -> ort.InferenceSession:
+        if name not in self.manifest.graphs:
+            raise BundleError(f"the bundle at '{self.folder}' has no graph {name!r}: export it again")
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
-        if captured:
-            with_graph = [(name, GRAPH_OPTIONS.get(name, {})) for name in self._providers]
-            try:
-                return ort.InferenceSession(str(path), options, providers=with_graph)
-            except Exception as error:
-                if "graph" not in str(error).lower():
-                    raise
-                logger.warning("'%s' runs without a CUDA graph: %s", path, error)
-        return ort.InferenceSession(str(path), options, providers=self._providers)
+        path = self.folder / self.manifest.graphs[name].file
+        try:
+            session = ort.InferenceSession(str(path), options, providers=providers)
+        except Exception as error:
+            raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
+        return self._checked(name, session)
 
     def _checked(self, name: str, session: ort.InferenceSession) -> ort.InferenceSession:
         graph = self.manifest.graphs[name]
@@ -120,8 +123,13 @@ class GraphSessions:
         graph = self.manifest.graphs[name]
         return graph.inputs, graph.outputs
 
-    def release(self) -> None:
-        self._sessions.clear()
+    def release(self, name: str | None = None) -> None:
+        """Close one session, or all."""
+        for sessions in (self._sessions, self._captured):
+            if name is None:
+                sessions.clear()
+            else:
+                sessions.pop(name, None)
 
 
 class BoundGraph:
@@ -134,7 +142,7 @@ class BoundGraph:
         self, sessions: GraphSessions, graph: StepGraph, inputs: dict[str, Array], elsewhere: set[str]
     ) -> None:
         """inputs: first values by name. elsewhere: names of the inputs that `bind_input` gives."""
-        self._session, self._device = sessions.open(graph.name, captured=True), sessions.device
+        self._session, self._device = sessions.open_captured(graph.name), sessions.device
         self._binding = self._session.io_binding()
         names = {spec.name for spec in sessions.specs(graph.name)[0]}
         assert names == inputs.keys() | elsewhere, names ^ (inputs.keys() | elsewhere)

@@ -25,6 +25,7 @@ import pytest
 from console import Run, answers_at_once_and_teaches, fails, imports_none_of, listen_to_interrupts, runner
 from onnx import TensorProto, helper, numpy_helper
 
+from ezaudio.export.engines import build_bundle_engines, engine_plan
 from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.denoising import StepGraph
 from ezaudio.runtime.engines import device, profiles
@@ -423,6 +424,9 @@ def test_bad_input_is_one_line(run: Run, arguments: list[str], parts: list[str])
 @rtx
 @no_gpu
 def test_without_a_gpu_one_must_be_named(run: Run) -> None:
+    plan = engine_plan("tensorrt-rtx", ())
+    assert plan is not None
+    assert plan.skipped.endswith("no --compute-capability): the first use builds them")
     fails(run(), "nothing to build for (no NVIDIA driver", "name a GPU, as in --compute-capability 8.9")
     fails(run("--compute-capability", "8.9", "--strip"), "strips weights only where a GPU is", "leave out --strip")
 
@@ -445,17 +449,16 @@ def test_an_export_checks_its_target_first() -> None:
 
 @rtx
 def test_an_export_ends_with_engines(own_debug_bundle: Path, store: EngineStore, shared: Path) -> None:
-    from ezaudio.export.cli import build_bundle_engines, engine_plan
-
-    plan = engine_plan("tensorrt-rtx", GPUS, quiet=True)
+    plan = engine_plan("tensorrt-rtx", GPUS)
     assert plan is not None
-    assert plan[1] == Options(GPUS)
+    assert (plan.options, plan.skipped) == (Options(GPUS), "")
+    assert engine_plan("cpu", ()) is None
     for name in store.manifest.graphs:
         build(store, name, shared / "debug", Options(GPUS))
     shutil.copytree(shared / "debug", own_debug_bundle / "engines")
     for path in (own_debug_bundle / "engines").glob("frame_bias.*"):
         path.unlink()
-    report = build_bundle_engines(own_debug_bundle, *plan, quiet=True)
+    report = build_bundle_engines(own_debug_bundle, plan, quiet=True)
     assert report.startswith(f"{own_debug_bundle}/engines: 1 of 18 engines built, ")
 
 

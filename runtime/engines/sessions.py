@@ -197,7 +197,11 @@ class EngineSessions:
             self._loop.free()
             self._loop = None
 
-    def release(self) -> None:
+    def release(self, name: str | None = None) -> None:
+        """Close one engine, or all, and give the device's memory back."""
         self._free_loop()
+        if name is not None:
+            self._loaded.pop(name, None)
+            return
         self._loaded.clear()
         self._memory.free()
