@@ -76,7 +76,8 @@ def survey(manifest: Manifest) -> list[Status]:
 def examine(name: str, manifest: Manifest) -> Status:
     """One backend for a bundle."""
     if name == "onnxruntime":
-        return Status(name)
+        typed = target_of(manifest) and manifest.precision == "bf16"
+        return Status(name, (_bf16_on_cpu(manifest),) if typed else ())
     if name == "torch":
         return Status(name, (Problem("its GPU backend is not part of this version"),))
     gpu = find_gpu()
@@ -123,6 +124,11 @@ def _onnxruntime_problems(name: str) -> list[Problem]:
     return [Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME)]
 
 
+def _bf16_on_cpu(manifest: Manifest) -> Problem:
+    fix = f"ezaudio-export --model {manifest.config.name} --precision bf16 --target cpu"
+    return Problem(f"ONNX Runtime computes no bf16 on a CPU, which graphs for {target_of(manifest)} ask for", fix)
+
+
 def is_certified(manifest: Manifest) -> bool:
     """Whether the export proved the graphs' numbers in the precision that a GPU computes in."""
     return bool(getattr(manifest, "certificate", None))
@@ -153,11 +159,10 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     if name not in ("auto", *BACKENDS):
         raise InputError(f"unknown backend {name!r}: expected auto, {', '.join(BACKENDS)}")
     if name == "auto":
-        table = {status.name: status for status in survey(manifest)}
-        chosen = next(one for one in AUTO_ORDER if table[one].chosen_by_auto)
-        passed = [f"{one} ({table[one].reason})" for one in AUTO_ORDER[: AUTO_ORDER.index(chosen)]]
-        logger.info("backend %s chosen%s", chosen, f"; passed over: {', '.join(passed)}" if passed else "")
-        return chosen
+        chosen, passed = pick(survey(manifest))
+        said = ", ".join(f"{status.name} ({status.reason})" for status in passed)
+        logger.info("backend %s chosen%s", chosen.name, f"; passed over: {said}" if said else "")
+        return chosen.name
     status = examine(name, manifest)
     if status.problems:
         fixes = list(dict.fromkeys(problem.fix for problem in status.problems if problem.fix))
@@ -168,6 +173,18 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     for doubt in status.doubts:
         logger.warning("backend %s: %s: %s", name, doubt.reason, doubt.fix)
     return name
+
+
+def pick(table: list[Status]) -> tuple[Status, list[Status]]:
+    """What `auto` takes, and the better ones it passes over. Raises InputError when nothing runs."""
+    passed = []
+    for status in (status for status in table if status.name in AUTO_ORDER):
+        if status.chosen_by_auto:
+            return status, passed
+        passed.append(status)
+    reasons = ", ".join(f"{status.name} ({status.reason})" for status in passed)
+    fix = next((status.fix for status in reversed(passed) if status.fix), "see ezaudio-doctor")
+    raise InputError(f"no backend can run this bundle here: {reasons}: {fix}")
 
 
 def open_sessions(backend: str, folder: Path, manifest: Manifest, threads: int | None) -> Sessions:

@@ -54,7 +54,7 @@ def diagnose(folder: Path) -> dict[str, Any]:
 
     manifest = read_manifest(folder, verify=False)
     backends = survey(manifest)
-    chosen = next(status.name for status in backends if status.chosen_by_auto)
+    chosen = next((status.name for status in backends if status.chosen_by_auto), None)
     return {
         "ezaudio": __version__,
         "system": f"{platform.system()} {platform.machine()}",

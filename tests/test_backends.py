@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from console import answers_at_once_and_teaches, fails, imports_none_of, runner
 
-from ezaudio.runtime.backends import AUTO_ORDER, BACKENDS, Problem, Status, choose_backend, survey
+from ezaudio.runtime.backends import AUTO_ORDER, BACKENDS, Problem, Status, choose_backend, pick, survey
 from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.errors import InputError, MissingExtraError
 from ezaudio.runtime.gpu import Gpu, find_gpu
@@ -107,6 +107,20 @@ def test_the_fix_is_one_command_or_none() -> None:
     assert (uncertified.usable, uncertified.chosen_by_auto, uncertified.fix) == (True, False, "ezaudio-export")
     assert replace(uncertified, doubts=()).chosen_by_auto
     assert not Status("onnxruntime-tensorrt").chosen_by_auto
+
+
+def test_auto_takes_the_first_that_runs_and_says_when_none_does() -> None:
+    broken = Problem("no driver")
+    table = [Status("tensorrt", (broken,)), Status("torch"), Status("onnxruntime-tensorrt"), Status("onnxruntime")]
+    assert pick(table) == (table[1], [table[0]])
+    assert pick([table[0], table[2], table[3]]) == (table[3], [table[0]])
+    mended = Status("onnxruntime", (Problem("no bf16 on a CPU", "ezaudio-export --target cpu"),))
+    with pytest.raises(InputError) as error:
+        pick([table[0], table[2], mended])
+    assert str(error.value) == (
+        "no backend can run this bundle here: tensorrt (no driver), onnxruntime (no bf16 on a CPU): "
+        "ezaudio-export --target cpu"
+    )
 
 
 def test_the_doctor_prints_what_auto_considers(manifest: Manifest) -> None:
