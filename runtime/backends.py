@@ -177,7 +177,7 @@ def choose_backend(name: str, manifest: Manifest) -> str:
 
 def pick(table: list[Status]) -> tuple[Status, list[Status]]:
     """What `auto` takes, and the better ones it passes over. Raises InputError when nothing runs."""
-    passed = []
+    passed: list[Status] = []
     for status in (status for status in table if status.name in AUTO_ORDER):
         if status.chosen_by_auto:
             return status, passed
