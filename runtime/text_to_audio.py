@@ -299,7 +299,7 @@ class TextToAudio:
                 changed["noise"] = source.draw(index + 1, shape)
             loop.step(changed, {name: rows[index] for name, rows in control.items()})
             report(index)
-        return np.where(given.mask[:, None], loop.latents(), given.latents)  # type: ignore[return-value]
+        return np.where(given.mask[:, None], loop.latents(), given.latents)
 
     def _controlled_loop(
         self,
