@@ -1,8 +1,8 @@
 # What the C++ library needs, said once for the build and for find_package(ezaudio): options and dependencies.
 set(EZAUDIO_SENTENCEPIECE OFF CACHE STRING "Link sentencepiece for ezaudio/sentencepiece.hpp: OFF, SYSTEM or FETCH")
 set_property(CACHE EZAUDIO_SENTENCEPIECE PROPERTY STRINGS OFF SYSTEM FETCH)
-option(EZAUDIO_CUDA "Offer ONNX Runtime's CUDA provider" OFF)
-option(EZAUDIO_TENSORRT "Offer ONNX Runtime's TensorRT provider" OFF)
+option(EZAUDIO_CUDA "Require that ONNX Runtime has its CUDA provider" OFF)
+option(EZAUDIO_TENSORRT "Require that ONNX Runtime has its TensorRT provider" OFF)
 
 # Gives an interface library its headers, options and dependencies.
 function(ezaudio_define_library target)
@@ -22,7 +22,6 @@ function(ezaudio_define_library target)
   foreach(provider IN ITEMS CUDA TENSORRT)
     if(EZAUDIO_${provider})
       ezaudio_check_provider(${provider})
-      target_compile_definitions(${target} INTERFACE EZAUDIO_${provider}=1)
     endif()
   endforeach()
   if(EZAUDIO_SENTENCEPIECE)
