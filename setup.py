@@ -15,6 +15,7 @@ setup(
         "ezaudio.export",
         "ezaudio.kernels",
         "ezaudio.runtime",
+        "ezaudio.runtime.cpp",
         "ezaudio.runtime.engines",
         "ezaudio.training",
     ],

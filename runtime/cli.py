@@ -282,6 +282,9 @@ def _read_source(source: str) -> dict[str, Any]:
         if not isinstance(found.get(name), types) or isinstance(found[name], bool):
             got = f"has {name} = {json.dumps(found[name])[:40]}" if name in found else f"lacks {name}"
             raise InputError(f"--from: '{source}' {got}, so it cannot be repeated: name a file as ezaudio-run wrote it")
+    if given := {"edit", "control_scale"} & found.keys():
+        how = "an edit of another sound" if "edit" in given else "steered by another sound"
+        raise InputError(f"--from: '{source}' is {how}, which it does not hold: name a file made from text alone")
     return found
 
 

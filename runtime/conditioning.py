@@ -110,7 +110,7 @@ class Conditioning:
                 self._sessions.run(f"{prefix}modulation", timesteps=plan.timesteps[start : start + MODULATION_CHUNK])
                 for start in range(0, plan.num_steps, MODULATION_CHUNK)
             ]
-            return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}  # type: ignore[misc]
+            return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
         return self._modulations.get_or_make((prefix, plan.timesteps.tobytes()), make)
 

@@ -45,10 +45,11 @@ def _box_muller(radii: NDArray[np.unsignedinteger], angles: NDArray[np.unsignedi
     radii, angles: integers of one shape (N,). Returns: (2, N), computed in float64.
     """
     normals = np.empty((2, radii.size), np.float32)
+    unit = 2.0**-bits
     for start in range(0, radii.size, BLOCK):
         block = slice(start, start + BLOCK)
-        radius = np.sqrt(-2.0 * exact_math.log(radii[block] * 2.0**-bits))
-        cosine, sine = exact_math.cos_sin_turns(angles[block] * 2.0**-bits)
+        radius = np.sqrt(-2.0 * exact_math.log(radii[block].astype(np.float64) * unit))
+        cosine, sine = exact_math.cos_sin_turns(angles[block].astype(np.float64) * unit)
         normals[0, block], normals[1, block] = radius * cosine, radius * sine
     return normals
 

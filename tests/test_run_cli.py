@@ -143,6 +143,19 @@ def test_from_with_changes(make):
     assert "bit_depth" not in read_settings("rain.ogg")
 
 
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"edit": {"start_s": 0.0, "end_s": 1.0, "context_s": 2.0}}, "'a.wav' is an edit of another sound"),
+        ({"control_scale": 1.0}, "'a.wav' is steered by another sound"),
+    ],
+)
+def test_from_needs_a_file_made_from_text_alone(make, given, message):
+    assert make("rain", "--seed", "3", "--duration", "0.1", "-o", "a.wav").exit_code == 0
+    write_audio("a.wav", np.zeros(9), RATE, {**read_settings("a.wav"), **given})
+    fails(make("--from", "a.wav"), message, "which it does not hold: name a file made from text alone")
+
+
 def test_from_finds_the_bundle_or_says_which(run, debug_bundle):
     exported = bundle_store.cached_bundle("l", "fp16")  # as ezaudio-export leaves EzAudio-L, but small
     shutil.copytree(debug_bundle, exported)

@@ -1,0 +1,101 @@
+"""The C++ runtime against the Python runtime on one bundle: whole clips, and how soon a clip can be heard.
+
+    python benchmarks/cpp.py --build BUILD --steps 25                  # BUILD: where CMake built runtime/cpp
+    python benchmarks/cpp.py --build BUILD --bundle DIR --save benchmarks/results/cpp.jsonl
+
+Each run is a process of its own that opens the bundle, makes one clip to warm up and then `--clips` more; runs of the
+two languages alternate. Samples must be equal before a ratio is printed. `first chunk` is the time from the last step
+to the first quarter of a second of sound, `decode` that to the whole clip.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+from importlib.metadata import version
+from pathlib import Path
+
+import click
+from sampling import processor
+
+PYTHON_SIDE = """
+import math, sys, time
+from ezaudio.runtime import TextToAudio
+bundle, steps, duration_s, clips = sys.argv[1], int(sys.argv[2]), float(sys.argv[3]), int(sys.argv[4])
+model = TextToAudio(bundle, verify=False)
+for _ in range(clips):
+    start = time.perf_counter()
+    audio = model.generate("dog barking", num_steps=steps, duration_s=duration_s, seed=1).samples
+    print(time.perf_counter() - start, math.fsum(audio[0].tolist()))
+"""
+
+
+def run(command: list[str]) -> list[list[float]]:
+    """Rows of numbers that a run prints, without the first clip."""
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [[float(word) for word in line.split()] for line in lines[1:]]
+
+
+def spread(values: list[float]) -> dict[str, float]:
+    deciles = statistics.quantiles(values, n=10, method="inclusive")
+    return {"median": statistics.median(values), "p20": deciles[1], "p80": deciles[7]}
+
+
+@click.command(help=__doc__)
+@click.option("--build", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="[the packaged model]")
+@click.option("--steps", default=25, show_default=True)
+@click.option("--duration", default=10.0, show_default=True)
+@click.option("--clips", default=3, show_default=True, help="A process.")
+@click.option("--pairs", default=7, show_default=True)
+@click.option("--save", type=click.Path(path_type=Path), help="Append the row to a JSON Lines file.")
+def main(
+    build: Path, bundle: Path | None, steps: int, duration: float, clips: int, pairs: int, save: Path | None
+) -> None:
+    from ezaudio.runtime.bundle_store import PACKAGED
+    from ezaudio.runtime.manifest import read_manifest
+
+    folder = bundle or PACKAGED
+    words = [str(folder), str(steps), str(duration), str(clips + 1)]
+    rows: list[dict[str, list[list[float]]]] = []
+    for pair in range(pairs):
+        rows.append(
+            {
+                "python": run([sys.executable, "-c", PYTHON_SIDE, *words]),
+                "cpp": run([str(build / "ezaudio_parity"), "time", *words]),
+            }
+        )
+        print(f"pair {pair + 1} of {pairs}", file=sys.stderr)
+    sums = {round(row[-1], 6) for pair in rows for side in pair.values() for row in side}
+    if len(sums) != 1:
+        raise click.ClickException(f"the samples differ between the languages or runs (sums {sorted(sums)})")
+    seconds = {side: [statistics.median(row[0] for row in pair[side]) for pair in rows] for side in ("python", "cpp")}
+    manifest = read_manifest(folder, verify=False)
+    result = {
+        "benchmark": "cpp",
+        "model": manifest.config.name,
+        "precision": manifest.precision,
+        "duration_s": duration,
+        "num_steps": steps,
+        "cpp_over_python": spread([b / a for a, b in zip(seconds["python"], seconds["cpp"], strict=True)]),
+        "first_chunk_over_decode": spread([row[2] / row[1] for pair in rows for row in pair["cpp"]]),
+        "clip_s": {side: spread(values) for side, values in seconds.items()},
+        "pairs": rows,
+        "hardware": processor(),
+        "versions": {name: version(name) for name in ("ezaudio", "onnxruntime", "numpy")},
+    }
+    print(f"{result['model']} {result['precision']}, {duration:g} s, {steps} steps; {result['hardware']}")
+    for name in ("cpp_over_python", "first_chunk_over_decode"):
+        print(f"{name:24} {result[name]['median']:.3f} ({result[name]['p20']:.3f} to {result[name]['p80']:.3f})")
+    for side, values in result["clip_s"].items():
+        print(f"{side:24} {values['median']:.3f} s a clip")
+    if save is not None:
+        save.parent.mkdir(parents=True, exist_ok=True)
+        with save.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+    main()

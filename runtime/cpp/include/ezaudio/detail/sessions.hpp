@@ -1,0 +1,179 @@
+#pragma once
+
+#include <algorithm>
+#include <cstddef>
+#include <cstdint>
+#include <filesystem>
+#include <initializer_list>
+#include <map>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include <onnxruntime_cxx_api.h>
+
+#include <ezaudio/detail/errors.hpp>
+#include <ezaudio/detail/files.hpp>
+#include <ezaudio/detail/manifest.hpp>
+#include <ezaudio/detail/text_format.hpp>
+
+namespace ezaudio::detail {
+
+using Shape = std::vector<std::int64_t>;
+
+/// A float tensor on the host.
+struct Tensor {
+    Shape shape;
+    std::vector<float> data;  // C order
+};
+
+inline std::size_t element_count(const Shape& shape) {
+    std::size_t count = 1;
+    for (const std::int64_t size : shape) count *= static_cast<std::size_t>(size);
+    return count;
+}
+
+inline Tensor zeros(Shape shape) {
+    const std::size_t count = element_count(shape);
+    return {std::move(shape), std::vector<float>(count)};
+}
+
+inline const Ort::MemoryInfo& host_memory() {
+    static const Ort::MemoryInfo memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+    return memory;
+}
+
+/// A graph's input over memory that the caller keeps alive and does not change until the graph has run.
+template <typename Element>
+Ort::Value view(const Element* data, std::size_t count, const Shape& shape) {
+    // ONNX Runtime takes a pointer to non-const, and does not write through it.
+    return Ort::Value::CreateTensor<Element>(host_memory(), const_cast<Element*>(data), count, shape.data(),
+                                             shape.size());
+}
+
+inline Ort::Value view(const Tensor& tensor) { return view(tensor.data.data(), tensor.data.size(), tensor.shape); }
+
+/// Inputs of one run, by name.
+using Inputs = std::map<std::string, const Ort::Value*>;
+
+/// ONNX Runtime sessions for the graphs of a bundle, opened when first used and kept.
+class Sessions {
+public:
+    Sessions(std::filesystem::path folder, const Manifest& manifest, int threads, const std::string& device)
+        : folder_(std::move(folder)), manifest_(&manifest) {
+        options_.SetIntraOpNumThreads(threads);
+        options_.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+        choose_device(device);
+    }
+
+    /// Outputs in the order of the manifest. Raises BundleError when the graph is not there or ONNX Runtime refuses it.
+    std::vector<Ort::Value> run(const std::string& name, const Inputs& inputs) {
+        Ort::Session& session = open(name);
+        const GraphEntry& graph = manifest_->graphs.at(name);
+        std::vector<const char*> input_names, output_names;
+        std::vector<const OrtValue*> values;
+        for (const TensorSpec& spec : graph.inputs) {
+            const auto found = inputs.find(spec.name);
+            if (found == inputs.end()) refuse(name, "wants the unknown input " + python_repr(spec.name));
+            input_names.push_back(spec.name.c_str());
+            values.push_back(*found->second);
+        }
+        for (const TensorSpec& spec : graph.outputs) output_names.push_back(spec.name.c_str());
+        std::vector<OrtValue*> outputs(output_names.size());
+        try {
+            Ort::ThrowOnError(Ort::GetApi().Run(session, nullptr, input_names.data(), values.data(), values.size(),
+                                                output_names.data(), output_names.size(), outputs.data()));
+        } catch (const Ort::Exception& error) {
+            refuse(name, std::string("cannot run: ") + error.what());
+        }
+        std::vector<Ort::Value> results;
+        results.reserve(outputs.size());
+        for (OrtValue* output : outputs) results.emplace_back(output);
+        return results;
+    }
+
+    /// The output called `output` of one evaluation; it must have this shape. Raises BundleError.
+    Ort::Value take(const std::string& name, std::vector<Ort::Value>& outputs, const char* output,
+                    const Shape& shape) const {
+        const std::vector<TensorSpec>& specs = manifest_->graphs.at(name).outputs;
+        for (std::size_t index = 0; index < specs.size(); ++index) {
+            if (specs[index].name != output) continue;
+            const auto info = outputs[index].GetTensorTypeAndShapeInfo();
+            if (info.GetElementType() != ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT || info.GetShape() != shape) {
+                refuse(name, "gives " + python_repr(output) + " of another type or shape than the model has");
+            }
+            return std::move(outputs[index]);
+        }
+        refuse(name, "has no output " + python_repr(output));
+    }
+
+    bool has(const std::string& name) const { return manifest_->graphs.count(name) != 0; }
+
+private:
+    [[noreturn]] void refuse(const std::string& name, const std::string& what) const {
+        throw BundleError("graph " + python_repr(name) + " of the bundle at '" + path_text(folder_) + "' " + what +
+                          ": export the bundle again");
+    }
+
+    Ort::Session& open(const std::string& name) {
+        const auto found = sessions_.find(name);
+        if (found != sessions_.end()) return found->second;
+        const auto graph = manifest_->graphs.find(name);
+        if (graph == manifest_->graphs.end()) {
+            throw BundleError("the bundle at '" + path_text(folder_) + "' has no graph " + python_repr(name) +
+                              ": export it again");
+        }
+        const std::filesystem::path path = folder_ / path_of(graph->second.file);
+        try {
+            Ort::Session session(environment_, path.c_str(), options_);
+            std::vector<std::string> inputs, outputs;
+            Ort::AllocatorWithDefaultOptions allocator;
+            for (std::size_t index = 0; index < session.GetInputCount(); ++index) {
+                inputs.emplace_back(session.GetInputNameAllocated(index, allocator).get());
+            }
+            for (std::size_t index = 0; index < session.GetOutputCount(); ++index) {
+                outputs.emplace_back(session.GetOutputNameAllocated(index, allocator).get());
+            }
+            check_names(name, graph->second.inputs, inputs);
+            check_names(name, graph->second.outputs, outputs);
+            return sessions_.emplace(name, std::move(session)).first->second;
+        } catch (const Ort::Exception& error) {
+            throw BundleError("ONNX Runtime cannot open '" + path_text(path) + "': " + error.what());
+        }
+    }
+
+    static void check_names(const std::string& name, const std::vector<TensorSpec>& specs,
+                            const std::vector<std::string>& found) {
+        const auto same = [](const TensorSpec& spec, const std::string& other) { return spec.name == other; };
+        if (std::equal(specs.begin(), specs.end(), found.begin(), found.end(), same)) return;
+        std::string names;
+        for (const std::string& one : found) names += (names.empty() ? "" : ", ") + one;
+        throw BundleError("graph " + python_repr(name) + " has " + names +
+                          ", the manifest says otherwise: export the bundle again");
+    }
+
+    /// A named device never falls back. Raises InputError when this ONNX Runtime lacks it.
+    void choose_device(const std::string& device) {
+        if (device == "cpu") return;
+        if (device != "cuda" && device != "tensorrt") {
+            throw InputError("unknown device " + python_repr(device) + ": expected cpu, cuda, tensorrt");
+        }
+        try {
+            if (device == "tensorrt") options_.AppendExecutionProvider_TensorRT(OrtTensorRTProviderOptions{});
+            options_.AppendExecutionProvider_CUDA(OrtCUDAProviderOptions{});
+        } catch (const Ort::Exception& error) {
+            throw InputError("device " + python_repr(device) + " is not in this ONNX Runtime (" + error.what() +
+                             "): link one built with it");
+        }
+    }
+
+    static void ORT_API_CALL say_nothing(void*, OrtLoggingLevel, const char*, const char*, const char*, const char*) {}
+
+    std::filesystem::path folder_;
+    const Manifest* manifest_;
+    Ort::Env environment_{ORT_LOGGING_LEVEL_FATAL, "ezaudio", say_nothing, nullptr};
+    Ort::SessionOptions options_;
+    std::map<std::string, Ort::Session> sessions_;
+};
+
+}  // namespace ezaudio::detail

@@ -1,0 +1,363 @@
+"""C++ against Python: the same ids, noise, tables, samples and files, bit for bit."""
+
+from __future__ import annotations
+
+import os
+import random
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from binding import BUNDLE_ERROR, CANCELLED, INPUT_ERROR, CPipeline, Options, Refusal
+from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
+
+from ezaudio import __version__
+from ezaudio.config import DiffusionConfig
+from ezaudio.runtime import EzAudioError, TextToAudio
+from ezaudio.runtime.audio_file import write_audio
+from ezaudio.runtime.bundle_store import PACKAGED
+from ezaudio.runtime.noise import PhiloxNoise, TorchNoise
+from ezaudio.runtime.solvers import SOLVERS, solver_plan, trailing_timesteps
+
+RATE = 24000
+PROMPTS = [
+    "dog barking",
+    "rain on a tin roof",
+    "a train passes while children play",
+    'a "quoted" sound',
+    "café crème ½ ﬁ",
+    "日本語の音",
+    "🐶 barks 👍🏽",
+    "tab\tand\nnewline",
+    "\u202eright to left",
+    "horse neighs far away",
+    "bell",
+    "e\u0301 and ½\u0301",
+    "a " * 90,
+    "wind blowing hard",
+    "an engine, idling; then revving!",
+    "<0x41> </s> <pad>",
+    "ocean waves " * 3,
+    "100% noise & hum",
+    "UPPER lower",
+    "\\backslash/ and slash",
+]
+# Steps, guidance, negative prompt, eta where the solver takes one, noise.
+PRESETS = {
+    "quick": {"num_steps": 2, "guidance_scale": 1.0},
+    "usual": {"num_steps": 4, "guidance_scale": 3.0, "guidance_rescale": 0.5},
+    "negative": {"num_steps": 3, "guidance_scale": 5.0, "guidance_rescale": 0.75, "negative_prompt": "music and hum"},
+    "philox": {"num_steps": 3, "guidance_scale": 2.5, "noise": "philox"},
+}
+
+
+def raw(build: Path, *words: object, stdin: bytes = b"") -> bytes:
+    command = [str(build / "ezaudio_parity"), *map(str, words)]
+    return subprocess.run(command, input=stdin, capture_output=True, check=True).stdout
+
+
+def tone(duration_s: float) -> np.ndarray:
+    time = np.arange(round(duration_s * RATE)) / RATE
+    return (0.3 * (1 + np.sin(7 * time)) * np.sin(2000 * time)).astype(np.float32)
+
+
+def written_by_python(path: Path, model: TextToAudio, generation, bit_depth: int = 16) -> bytes:
+    """The file as ezaudio-run makes it."""
+    (settings,) = generation.settings
+    maker = {"ezaudio": __version__, "model": model.model, "precision": model.precision, "bundle_id": model.bundle_id}
+    metadata = {**maker, **settings.to_dict(), "bit_depth": bit_depth}
+    write_audio(path, generation.samples[0], generation.sample_rate, metadata, bit_depth)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, solver: str, preset: str, tmp_path: Path) -> None:
+    for index, prompt in enumerate(PROMPTS):
+        given = {"duration_s": 0.2 + 0.05 * index, "seed": 2**40 * index + 7, "solver": solver, **PRESETS[preset]}
+        if SOLVERS[solver].stochastic:
+            given["eta"] = (0.0, 0.3, 1.0)[index % 3]
+        cpp.generate(prompt, tmp_path / "cpp.wav", **given)
+        expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, **given))
+        assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("bit_depth", [16, 24, 32])
+def test_edited_files_are_the_same_bytes(
+    cpp: CPipeline, model: TextToAudio, solver: str, bit_depth: int, tmp_path: Path
+) -> None:
+    clip = tone(1.3)
+    for index, prompt in enumerate(PROMPTS):
+        region = {"start_s": 0.05 * index, "end_s": 0.05 * index + 0.511, "context_s": (0.0, 0.2, 2.0)[index % 3]}
+        given = {"seed": index, "num_steps": 2, "solver": solver, "guidance_scale": 3.5}
+        cpp.generate(prompt, tmp_path / "cpp.wav", bit_depth, edit_audio=clip, **region, **given)
+        generation = model.edit(clip, prompt, **region, **given)
+        expected = written_by_python(tmp_path / "python.wav", model, generation, bit_depth)
+        assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_controlled_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, preset: str, tmp_path: Path) -> None:
+    for index, prompt in enumerate(PROMPTS):
+        control = {"control_audio": tone(0.1 + 0.1 * index), "control_scale": 0.25 * index}
+        given = {"duration_s": 0.5, "seed": index, **control, **PRESETS[preset]}
+        cpp.generate(prompt, tmp_path / "cpp.wav", **given)
+        expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, **given))
+        assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
+
+
+def test_streamed_samples_are_the_same(cpp: CPipeline, model: TextToAudio) -> None:
+    given = {"duration_s": 3.1, "seed": 3, "num_steps": 2}
+    ours: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+    cpp.generate("rain", on_audio=lambda chunk: ours.append(chunk) is None, **given)
+    model.generate("rain", on_audio=lambda _item, chunk: theirs.append(chunk), **given)
+    assert [chunk.tobytes() for chunk in ours] == [chunk.tobytes() for chunk in theirs]
+    assert len(ours) > 3
+
+
+def test_the_packaged_model_makes_the_same_file(library, tmp_path: Path) -> None:
+    """Real weights in half precision, at the bundle's own settings and with every core."""
+    pipeline, model = CPipeline(library, PACKAGED, threads=0), TextToAudio()
+    for seed, prompt in enumerate(["dog barking", "a siren"]):
+        pipeline.generate(prompt, tmp_path / "cpp.wav", seed=seed, duration_s=2.0)
+        expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, seed=seed, duration_s=2.0))
+        assert (tmp_path / "cpp.wav").read_bytes() == expected
+    pipeline.close()
+
+
+def test_the_example_makes_the_file_of_the_command(build: Path, tmp_path: Path) -> None:
+    common = ["--seed", "7", "--duration", "1.5"]
+    example = [str(build / "text_to_audio"), str(PACKAGED), "dog barking", str(tmp_path / "cpp.wav"), *common]
+    subprocess.run(example, check=True, capture_output=True)
+    command = ["ezaudio-run", "dog barking", "-o", str(tmp_path / "python.wav"), *common]
+    subprocess.run(command, check=True, capture_output=True)
+    assert (tmp_path / "cpp.wav").read_bytes() == (tmp_path / "python.wav").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nowhere", "rain", "x.wav"], "Error: no bundle at 'nowhere': there is no such folder"),
+        ([PACKAGED, "rain", "x.wav", "--seed", "x"], "Error: 'x' is no such number"),
+        ([PACKAGED, "rain", "x.wav", "--steps"], "Error: --steps needs a value"),
+        ([PACKAGED, "rain", "no/x.wav", "--steps", "1", "--duration", "0.1"], "Error: 'no/x.wav' cannot be written"),
+        ([PACKAGED, "rain", "x.wav", "--edit", "none.wav", "0", "1"], "Error: 'none.wav' cannot be read"),
+        ([PACKAGED, "rain"], "usage: text_to_audio BUNDLE PROMPT FILE.wav"),
+    ],
+)
+def test_the_example_says_what_is_wrong(build: Path, tmp_path: Path, arguments: list, message: str) -> None:
+    command = [str(build / "text_to_audio"), *map(str, arguments)]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path)
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert not (tmp_path / "x.wav").exists()
+
+
+def test_sound_starts_before_the_clip_is_decoded(build: Path) -> None:
+    command = [str(build / "realtime"), str(PACKAGED), "a siren", "--null"]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    first, decoded = (float(line.split(" after ")[1].split()[0]) for line in lines[:2])
+    assert first < decoded
+    assert lines[2] == "played 10 s, waited 0 s inside clips"
+
+
+ALPHABETS = (
+    "abcdefghij klmnop qrstuvwxyz  ",
+    "éàüßñçø",
+    "日本語音한글",
+    "😀🐶👍🏽👨\u200d👩\u200d👧",
+    "  \t\n\r\u3000\u00a0\u200b\u2028",
+    "ﬁ①ｶ℃½㍿ﷺ",
+    "АБВгдعربى",
+    "\u202e\ufeff\u00ad",
+    "▁_\x01\x1b\x7f\x00",
+    "0123.,!?'</s><pad><0x41><extra_id_0>",
+    "\u0301\u0308\u20dd\u3099",
+    "\U0001f1e9\U0001f1ea\U0010ffff\ufffd",
+)
+
+
+def fuzzed_prompts() -> list[str]:
+    """Eight thousand: words, scripts, emoji, control characters, lone marks, any code points, and very long ones."""
+    generator = random.Random(0)
+    prompts = ["", " ", "a", "x" * 10_000, "日" * 5_000, " " * 10_000, "e\u0301" * 3_000, *PROMPTS]
+    for _ in range(6000):
+        alphabets = generator.sample(ALPHABETS, generator.randrange(1, 4))
+        length = generator.randrange(24) if generator.random() < 0.95 else generator.randrange(800)
+        prompts.append("".join(generator.choice(generator.choice(alphabets)) for _ in range(length)))
+    for _ in range(2000):
+        points = (generator.randrange(0x110000) for _ in range(generator.randrange(1, 12)))
+        prompts.append("".join(chr(point) for point in points if not 0xD800 <= point < 0xE000))
+    return prompts
+
+
+@pytest.fixture(scope="module", params=["packaged", "no bytes"])
+def spiece_model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packaged model, which spells unknown characters in bytes, and one that does not, as FLAN-T5's."""
+    if request.param == "packaged":
+        return PACKAGED / "spiece.model"
+    path = tmp_path_factory.mktemp("pieces") / "spiece.model"
+    with path.open("wb") as file:
+        SentencePieceTrainer.train(
+            sentence_iterator=iter(PROMPTS * 5),
+            model_writer=file,
+            vocab_size=150,
+            hard_vocab_limit=False,
+            pad_id=0,
+            eos_id=1,
+            unk_id=2,
+            bos_id=-1,
+            minloglevel=2,
+        )
+    return path
+
+
+def test_ids_of_thousands_of_prompts_are_the_same(build: Path, spiece_model: Path) -> None:
+    prompts = fuzzed_prompts()
+    stdin = b"".join(b"%d\n%s" % (len(text), text) for text in (prompt.encode() for prompt in prompts))
+    numbers = np.frombuffer(raw(build, "ids", spiece_model, stdin=stdin), np.int32)
+    pieces = SentencePieceProcessor(model_file=str(spiece_model))
+    position = 0
+    for prompt in prompts:
+        count = numbers[position]
+        assert numbers[position + 1 : position + 1 + count].tolist() == pieces.encode(prompt), repr(prompt)
+        position += 1 + count
+    assert position == len(numbers)
+
+
+@pytest.mark.parametrize(
+    ("solver", "eta"), [(name, eta) for name in SOLVERS for eta in (0.0, 0.3, 1.0) if name != "dpmpp_2m" or not eta]
+)
+def test_every_solver_table_is_the_same(build: Path, solver: str, eta: float) -> None:
+    rows = [solver_plan(solver, steps, eta, DiffusionConfig()).rows for steps in range(1, 1001)]
+    assert raw(build, "rows", solver, eta) == np.concatenate(rows).tobytes()
+
+
+def test_every_timestep_is_the_same(build: Path) -> None:
+    expected = np.concatenate([trailing_timesteps(steps) for steps in range(1, 1001)]).astype(np.int32)
+    assert raw(build, "timesteps") == expected.tobytes()
+
+
+@pytest.mark.parametrize(("name", "kind"), [("torch", TorchNoise), ("philox", PhiloxNoise)])
+@pytest.mark.parametrize("seed", [0, 1, 7, 2**31, 2**32 - 1, 2**32 + 7, 2**63, 2**64 - 1])
+def test_noise_is_the_same(build: Path, name: str, kind: type, seed: int) -> None:
+    counts = [64_000, 3, 1, 17, 15, 16, 40_000, 5, 0, 31, 200_001]
+    noise = kind(seed)
+    expected = b"".join(noise.draw(step, (count,)).tobytes() for step, count in enumerate(counts))
+    assert raw(build, "noise", name, seed, *counts) == expected
+
+
+@pytest.mark.parametrize(
+    ("prompt", "given"),
+    [
+        (" ", {}),
+        ("rain", {"duration_s": 0.0}),
+        ("rain", {"duration_s": 31.5}),
+        ("rain", {"num_steps": -1}),
+        ("rain", {"num_steps": 1001}),
+        ("rain", {"guidance_scale": -0.5}),
+        ("rain", {"guidance_scale": 1e300}),
+        ("rain", {"guidance_rescale": 1.25}),
+        ("rain", {"eta": 2.0}),
+        ("rain", {"solver": "euler"}),
+        ("rain", {"solver": "dpmpp_2m", "eta": 1.0}),
+        ("rain", {"noise": "white"}),
+        ("rain", {"duration_s": 0.01, "control_audio": tone(0.1)}),
+        ("rain", {"control_audio": tone(0.1), "control_scale": -1.0}),
+        ("x" * 10_001, {}),
+    ],
+)
+def test_errors_have_the_same_words(cpp: CPipeline, model: TextToAudio, prompt: str, given: dict) -> None:
+    with pytest.raises(EzAudioError) as python:
+        model.generate(prompt, seed=1, **given)
+    with pytest.raises(Refusal) as refusal:
+        cpp.generate(prompt, seed=1, **given)
+    assert str(refusal.value) == str(python.value)
+    assert refusal.value.status == INPUT_ERROR
+
+
+@pytest.mark.parametrize(("start_s", "end_s", "context_s"), [(2, 1, 1), (-1, 1, 1), (0, 1, 31), (0, 33, 1)])
+def test_errors_of_edits_have_the_same_words(
+    cpp: CPipeline, model: TextToAudio, start_s: float, end_s: float, context_s: float
+) -> None:
+    region = {"start_s": float(start_s), "end_s": float(end_s), "context_s": float(context_s)}
+    with pytest.raises(EzAudioError) as python:
+        model.edit(tone(1.0), "rain", **region)
+    with pytest.raises(Refusal) as refusal:
+        cpp.generate("rain", edit_audio=tone(1.0), **region)
+    assert str(refusal.value) == str(python.value)
+
+
+def test_errors_of_bundles_have_the_same_words(library, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "manifest.json").write_text('{"format": "other"}')
+    for folder in (tmp_path / "none", tmp_path / "empty", tmp_path / "other"):
+        with pytest.raises(EzAudioError) as python:
+            TextToAudio(folder)
+        with pytest.raises(Refusal) as refusal:
+            CPipeline(library, folder)
+        assert str(refusal.value) == str(python.value)
+        assert refusal.value.status == BUNDLE_ERROR
+
+
+def test_a_long_prompt_warns_in_the_same_words(cpp: CPipeline, model: TextToAudio) -> None:
+    prompt = " ".join(f"sound{number}" for number in range(200))
+    given = {"duration_s": 0.1, "num_steps": 1, "seed": 1}
+    cpp.generate(prompt, **given)
+    assert tuple(cpp.warnings) == model.generate(prompt, **given).warnings
+
+
+def test_callbacks_through_ctypes(cpp: CPipeline) -> None:
+    seen: list[tuple[int, int]] = []
+    cpp.generate("rain", duration_s=0.1, num_steps=3, on_step=lambda *step: seen.append(step) is None)
+    assert seen == [(0, 3), (1, 3), (2, 3)]
+    with pytest.raises(Refusal, match="cancelled after step 1 of 3") as refusal:
+        cpp.generate("rain", duration_s=0.1, num_steps=3, on_step=lambda *step: False)
+    assert refusal.value.status == CANCELLED
+
+
+def test_random_seeds_differ_and_are_told(cpp: CPipeline) -> None:
+    given = {"duration_s": 0.1, "num_steps": 1}
+    first, seed = cpp.generate("rain", **given), cpp.seed
+    assert not np.array_equal(cpp.generate("rain", **given), first)
+    assert np.array_equal(cpp.generate("rain", seed=seed, **given), first)
+
+
+def test_the_versions_are_the_same(library) -> None:
+    assert library.ezaudio_version().decode() == __version__
+
+
+def test_the_struct_is_the_headers(library) -> None:
+    import ctypes
+
+    options = Options()
+    library.ezaudio_options_init(ctypes.byref(options))
+    assert options.size == ctypes.sizeof(Options)
+    assert np.isnan(options.duration_s)
+    assert (options.control_scale, options.context_s) == (1.0, 2.0)
+
+
+def resident_kib() -> int:
+    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") // 1024
+
+
+def test_memory_is_constant_over_two_hundred_generations(cpp: CPipeline) -> None:
+    """Text, edits and control in turn, with prompts that push each other out of the cache."""
+    clip = tone(0.5)
+
+    def generate(number: int) -> None:
+        common = {"num_steps": 2, "seed": number}
+        cpp.generate(f"sound {number % 40}", duration_s=0.5, **common)
+        cpp.generate(f"sound {number % 40}", duration_s=0.5, control_audio=clip, **common)
+        cpp.generate("edit", edit_audio=clip, start_s=0.1, end_s=0.4, **common)
+
+    for number in range(60):
+        generate(number)
+    before = resident_kib()
+    for number in range(200):
+        generate(number)
+    assert resident_kib() - before < 1024
