@@ -51,14 +51,15 @@ POLICY = (
     Rule("*", "sum", "*", FP32, "residual streams, RoPE, snake, guidance and the solver's row end in a sum of tensors"),
     Rule("*", "rope", "*", FP32, "at late positions an angle's step is 0.25 rad in fp16 and 2 rad in bf16"),
     Rule("text_encoder", "gated", "*", FP32, "wo: beyond 65504 in FLAN-T5"),
-    Rule("text_encoder", "scores", "*", FP32, "T5 does not scale its scores, and softmax takes their error as a factor"),
+    Rule("text_encoder", "scores|raw", "*", FP32, "T5 does not scale its scores, and softmax makes factors of errors"),
     Rule("denoiser*|controlnet*", "product", "embedding.*", FP32, "next to the latents, which are sampler state"),
     Rule("denoiser*", "product|conv", "final_l*", FP32, "guidance multiplies their error by 5 to 11"),
     Rule("decoder", "conv", "layers.6.*", FP32, "the last layer: a sample rounded to bf16 is noise"),
     Rule("encoder", "conv", "layers.6.*", FP32, "the last layer: mean and deviation of the given latent"),
     Rule("*", "conv", "*", FP32, "opset 20 has no convolution in bf16, and 8 bits are too few for audio", only="bf16"),
-    Rule("denoiser*|controlnet*", "product|gated", "blocks.*|zeros.*", INT8, "the work of a step", only="int8"),
-    Rule("*", "product|gated|scores|mix|conv", "*", HALF, "the work of a graph"),
+    # Not the gated products and the long skips: what they are fed has outliers that one scale a tensor cannot hold.
+    Rule("denoiser*|controlnet*", "product", "*attn.*|*.mlp.up.*", INT8, "three quarters of a step", only="int8"),
+    Rule("*", "product|gated|raw|scores|mix|conv", "*", HALF, "the work of a graph"),
 )
 
 
@@ -98,7 +99,8 @@ def original_name(name: str) -> str:
 
 
 def role_of(node: ir.Node) -> str:
-    """`product`, `gated`, `scores`, `mix`, `conv`, `sum`, `bias`, `rope`, or the operator's name."""
+    """`product`, `gated` (fed by a gated activation), `raw` (queries and keys that no norm follows), `scores`, `mix`
+    (softmax · values), `conv`, `sum`, `bias`, `rope`, or the operator's name."""
     if node.op_type == "Conv":
         return "conv"
     if node.op_type in PRODUCTS:
@@ -106,13 +108,24 @@ def role_of(node: ir.Node) -> str:
         before = None if left is None else left.producer()
         if is_constant(node.inputs[1]):
             gated = before is not None and before.op_type == "Mul" and not any(map(is_constant, before.inputs))
-            return "gated" if gated else "product"
+            return "gated" if gated else "raw" if _makes_scores(node.outputs[0]) else "product"
         return "mix" if before is not None and before.op_type == "Softmax" else "scores"
     if node.op_type == "Add" and is_number(node.outputs[0]):
         return "bias" if any(map(is_constant, node.inputs)) else "sum"
     if node.op_type == "Mul" and any(_is_rope_table(value) for value in node.inputs):
         return "rope"
     return node.op_type
+
+
+def _makes_scores(value: ir.Value) -> bool:
+    """Whether a value is moved, and nothing else, into the scores of attention."""
+    for node, _ in value.uses():
+        if node.op_type in (*MOVES, *CONVERSIONS):
+            if _makes_scores(node.outputs[0]):
+                return True
+        elif node.op_type == "MatMul" and not is_constant(node.inputs[1]) and role_of(node) == "scores":
+            return True
+    return False
 
 
 def _is_rope_table(value: ir.Value | None) -> bool:

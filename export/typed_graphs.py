@@ -7,6 +7,8 @@ stay as they are, so that every runtime feeds a typed graph as it feeds any othe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
@@ -113,26 +115,24 @@ def _follows(node: ir.Node, chosen: dict[ir.Node, str], followers: dict[ir.Node,
     return bool(before) and (all(before) or transposed)
 
 
-def apply_types(model: ir.Model, nodes: dict[ir.Node, str], precision: str) -> list[str]:
-    """Give `nodes` their half-precision types, in place.
+def half_tensors(nodes: Iterable[ir.Node]) -> tuple[str, ...]:
+    """The names, in the fp32 graph, of the tensors that are in half precision when `nodes` are."""
+    return tuple(dict.fromkeys(str(value.name) for node in nodes for value in (*_tensors(node), *node.outputs)))
 
-    Returns the names, in the fp32 graph, of all tensors that are in half precision now.
-    """
+
+def apply_types(model: ir.Model, nodes: dict[ir.Node, str], precision: str) -> None:
+    """Give `nodes` their half-precision types, in place."""
     base = base_precision(precision)
     lowered: dict[ir.Value, ir.Value] = {}
-    names: dict[str, None] = {}
     for node in nodes:
         for value in node.outputs:
             value.dtype = DTYPES[base]
-            names[str(value.name)] = None
     for node in list(nodes):
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype != ir.DataType.FLOAT:
                 continue
             if value not in lowered:
                 lowered[value] = _lowered(model, value, base)
-            if value.const_value is None:
-                names[str(value.name)] = None
             node.replace_input_with(index, lowered[value])
     for node in nodes:
         for value in node.outputs:
@@ -146,7 +146,6 @@ def apply_types(model: ir.Model, nodes: dict[ir.Node, str], precision: str) -> l
     for name, value in list(model.graph.initializers.items()):
         if not value.uses():
             del model.graph.initializers[name]
-    return list(names)
 
 
 def _lowered(model: ir.Model, value: ir.Value, base: str) -> ir.Value:

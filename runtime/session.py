@@ -84,8 +84,12 @@ class GraphSessions:
         graph = self.manifest.graphs[name]
         return graph.inputs, graph.outputs
 
-    def release(self) -> None:
-        self._sessions.clear()
+    def release(self, name: str | None = None) -> None:
+        """Close one session, or all."""
+        if name is None:
+            self._sessions.clear()
+        else:
+            self._sessions.pop(name, None)
 
 
 class BoundGraph:

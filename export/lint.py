@@ -1,0 +1,3 @@
+"""placeholder"""
+def lint_bundle(*a,**k): return []
+def refuse(f): pass

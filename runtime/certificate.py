@@ -1,0 +1,147 @@
+"""What a bundle's lower precision costs, as measured at export, and how far that may go.
+
+A `Certificate` lies in the manifest; the reference velocities that it can be measured against anywhere lie in a file of
+the bundle (`reference_data`). Nothing heavy is imported here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+HEADROOM = 4.0  # how many times a tensor of half precision may grow before it is beyond its type
+
+
+@dataclass(frozen=True, slots=True)
+class Tolerance:
+    """How far a precision may be from fp32.
+
+    Attributes:
+        cosine: of the velocity of any step, at least.
+        relative_l2: of the velocity of any step, at most.
+        level_db: mean distance of the decoded clip's mel levels, at most.
+        graph: relative error of the outputs of the graphs beside the denoiser.
+    """
+
+    cosine: float
+    relative_l2: float
+    level_db: float
+    graph: float
+
+
+# Beside each, what was measured on the packaged model and on random weights; docs/bundle.md has the table.
+TOLERANCES = {
+    "fp32": Tolerance(cosine=0.999999, relative_l2=1e-3, level_db=0.02, graph=1e-4),
+    "fp16": Tolerance(cosine=0.9999, relative_l2=1.5e-2, level_db=0.5, graph=5e-3),
+    "bf16": Tolerance(cosine=0.999, relative_l2=4.5e-2, level_db=0.5, graph=1e-1),
+    "int8": Tolerance(cosine=0.995, relative_l2=1e-1, level_db=0.5, graph=5e-3),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Island:
+    """A layer that was moved to fp32, because one of its tensors comes too close to the largest fp16 number."""
+
+    graph: str
+    layer: str
+    largest: float
+
+
+@dataclass(frozen=True, slots=True)
+class GraphError:
+    """‖got − expected‖ / ‖expected‖ of one output, both graphs fed with the reference's inputs; the worst of all."""
+
+    graph: str
+    output: str
+    relative_error: float
+
+
+@dataclass(frozen=True, slots=True)
+class VelocityError:
+    """Of one step. `frames`: length of the latents."""
+
+    graph: str
+    frames: int
+    timestep: int
+    cosine: float
+    relative_l2: float
+
+
+@dataclass(frozen=True, slots=True)
+class LevelError:
+    """Mean distance of the mel levels of a decoded clip of so many frames."""
+
+    frames: int
+    distance_db: float
+
+
+@dataclass(frozen=True, slots=True)
+class ReferencePoint:
+    """One velocity of the reference bundle; its arrays are in the bundle's reference file."""
+
+    prompt: str
+    timestep: int
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What the reference file holds: for every point latents and velocity (1, C, frames), then the decoded clip's
+    latents and its mel levels."""
+
+    file: str
+    frames: int
+    points: tuple[ReferencePoint, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Certificate:
+    """Measured at export, each worst case over the corpus.
+
+    Attributes:
+        corpus: the prompts.
+        limit: the largest number of the half type.
+        largest: graph → tensor in half precision → max |value| in fp32.
+    """
+
+    corpus: tuple[str, ...]
+    limit: float
+    largest: dict[str, dict[str, float]]
+    islands: tuple[Island, ...]
+    graphs: tuple[GraphError, ...]
+    velocities: tuple[VelocityError, ...]
+    levels: tuple[LevelError, ...]
+    reference: Reference
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Certificate:
+        """Inverse of `to_dict`. Raises KeyError, TypeError or ValueError when the data is something else."""
+        reference = data["reference"]
+        return cls(
+            corpus=tuple(map(str, data["corpus"])),
+            limit=float(data["limit"]),
+            largest={
+                str(graph): {str(name): float(value) for name, value in tensors.items()}
+                for graph, tensors in data["largest"].items()
+            },
+            islands=tuple(Island(**row) for row in data["islands"]),
+            graphs=tuple(GraphError(**row) for row in data["graphs"]),
+            velocities=tuple(VelocityError(**row) for row in data["velocities"]),
+            levels=tuple(LevelError(**row) for row in data["levels"]),
+            reference=Reference(
+                str(reference["file"]),
+                int(reference["frames"]),
+                tuple(ReferencePoint(str(row["prompt"]), int(row["timestep"])) for row in reference["points"]),
+            ),
+        )
+
+    def tightest(self) -> list[tuple[str, str, float]]:
+        """Of each graph the tensor nearest to the limit: graph, tensor, limit over largest."""
+        rows = []
+        for graph, tensors in self.largest.items():
+            if tensors:
+                name = max(tensors, key=lambda key: tensors[key])
+                rows.append((graph, name, self.limit / max(tensors[name], 1e-30)))
+        return rows
