@@ -140,9 +140,7 @@ def _other_modes(
     return results
 
 
-def compare_velocities(
-    system: TeacherForced, walked: Walked, progress: Progress
-) -> list[tuple[Point, VelocityError]]:
+def compare_velocities(system: TeacherForced, walked: Walked, progress: Progress) -> list[tuple[Point, VelocityError]]:
     """The typed bundle's velocities at the reference's points, one denoiser after the other."""
     rows: list[tuple[Point, VelocityError]] = []
     total = len(walked.velocities)

@@ -39,7 +39,6 @@ from ezaudio.runtime.teacher_forcing import TeacherForced
 if TYPE_CHECKING:
     from ezaudio.runtime.teacher_forcing import Array
 
-TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
 SCOPE = Scope()
 
 Progress = Callable[[str, int, int], None]
@@ -177,7 +176,9 @@ class _TypedBundle:
             rule = policy.decide(name, node, self.precision)
             if self.precision == "fp32" or rule is None or rule.precision not in (HALF, INT8) or node in nodes:
                 continue
-            reached = [largest.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value is not None]
+            reached = [
+                largest.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value is not None
+            ]
             constants = [v.const_value.numpy() for v in node.inputs if v is not None and v.const_value is not None]
             reached += [float(np.abs(array).max(initial=0)) for array in constants if array.dtype == np.float32]
             moved.append(Island(name, policy.weight_name(node) or str(node.name), float(f"{max(reached):.4g}")))
@@ -225,7 +226,8 @@ class _TypedBundle:
             str(value.name)
             for node in ir.load(self.folder / file).graph
             for value in node.outputs
-            if policy.role_of(node) in ("product", "gated", "scores", "mix", "conv", "sum", "LayerNormalization", "Softmax")
+            if policy.role_of(node)
+            in ("product", "gated", "scores", "mix", "conv", "sum", "LayerNormalization", "Softmax")
             or value.name in outputs
         ]
         layer, error = first_beyond(
@@ -238,8 +240,8 @@ class _TypedBundle:
             self.threads,
         )
         return BundleError(
-            f"the {self.precision} graphs are not certified, nothing was written: {said}; layer '{layer}' of {graph} is "
-            f"off by {error:.1e}: use another --precision"
+            f"the {self.precision} graphs are not certified, nothing was written: {said}; layer '{layer}' of {graph} "
+            f"is off by {error:.1e}: use another --precision"
         )
 
 

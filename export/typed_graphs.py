@@ -41,9 +41,7 @@ def fold_widened_weights(model: ir.Model) -> None:
         stored, wide = node.inputs[0], node.outputs[0]
         assert stored.name is not None
         assert stored.const_value is not None
-        weight = initializer(
-            model, policy.original_name(stored.name), stored.const_value.numpy().astype(np.float32)
-        )
+        weight = initializer(model, policy.original_name(stored.name), stored.const_value.numpy().astype(np.float32))
         wide.replace_all_uses_with(weight)
         model.graph.remove(node, safe=True)
         if not stored.uses():
@@ -80,7 +78,9 @@ def half_nodes(
 
 def _tensors(node: ir.Node) -> list[ir.Value]:
     """A node's inputs in floating point that are no constants."""
-    return [value for value in node.inputs if value is not None and policy.is_number(value) and value.const_value is None]
+    return [
+        value for value in node.inputs if value is not None and policy.is_number(value) and value.const_value is None
+    ]
 
 
 def _fits(node: ir.Node, precision: str, hot: frozenset[str]) -> bool:
@@ -89,7 +89,9 @@ def _fits(node: ir.Node, precision: str, hot: frozenset[str]) -> bool:
         return False
     if any(value.name in hot for value in (*_tensors(node), *node.outputs)):
         return False
-    weights = [v.const_value for v in node.inputs if v is not None and v.const_value is not None and policy.is_number(v)]
+    weights = [
+        v.const_value for v in node.inputs if v is not None and v.const_value is not None and policy.is_number(v)
+    ]
     return all(weight_error(weight.numpy(), precision) <= MAX_WEIGHT_ERROR for weight in weights)
 
 

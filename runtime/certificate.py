@@ -145,3 +145,37 @@ class Certificate:
                 name = max(tensors, key=lambda key: tensors[key])
                 rows.append((graph, name, self.limit / max(tensors[name], 1e-30)))
         return rows
+
+
+def certificate_table(certificate: Certificate, precision: str) -> str:
+    """What was measured at export, worst case by worst case, with the tolerances."""
+    tolerance = TOLERANCES[precision]
+    rows = [("graph", "measured", "worst", "tolerance")]
+    for graph, tensor, margin in certificate.tightest():
+        rows.append((graph, f"headroom of '{tensor}'", f"{margin:.3g}x", f"{HEADROOM:g}x"))
+    rows += [(i.graph, f"'{i.layer}' reaches", f"{i.largest:.3g}", "moved to fp32") for i in certificate.islands]
+    rows += [
+        (r.graph, f"error of {r.output}", f"{r.relative_error:.1e}", f"{tolerance.graph:.0e}")
+        for r in certificate.graphs
+    ]
+    for graph, frames in dict.fromkeys((v.graph, v.frames) for v in certificate.velocities):
+        steps = [v for v in certificate.velocities if (v.graph, v.frames) == (graph, frames)]
+        worst = min(steps, key=lambda v: v.cosine)
+        what = f"velocity cosine, {len(steps)} steps of {frames} frames"
+        rows.append((graph, what, f"{worst.cosine:.6f} (t={worst.timestep})", f"{tolerance.cosine}"))
+        rows.append(
+            (graph, "velocity relative L2", f"{max(v.relative_l2 for v in steps):.1e}", f"{tolerance.relative_l2:.1e}")
+        )
+    rows += [
+        ("decoder", f"mel levels of {r.frames} frames", f"{r.distance_db:.3f} dB", f"{tolerance.level_db} dB")
+        for r in certificate.levels
+    ]
+    return table(rows)
+
+
+def table(rows: list[tuple[str, ...]]) -> str:
+    """Left-aligned columns."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows
+    )

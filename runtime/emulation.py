@@ -19,7 +19,9 @@ from ezaudio.runtime.session import PROVIDERS, GraphSessions
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-MOVES = frozenset(("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze"))
+MOVES = frozenset(
+    ("Concat", "Expand", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Transpose", "Unsqueeze")
+)
 """Operators whose results are as rounded as what they are given."""
 
 
