@@ -20,24 +20,34 @@ BASE = "fp16"
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 
-def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> list[ir.Node]:
-    """Put Q/DQ pairs before both sides of the products among `nodes`, whose tensors are in fp16 already.
+def quantizable(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """The products that gain from int8: those with many inputs."""
+    return [node for node in nodes if len(shape := _weight(node).shape) == 2 and shape[0] >= MIN_INPUTS]
+
+
+def product_error(x: np.ndarray, node: ir.Node, largest: float) -> float:
+    """‖Q(x)·Q(w) − x·w‖ / ‖x·w‖ of a product in an fp32 graph."""
+    weight = _weight(node)
+    scale = _scale(np.asarray(largest)).astype(np.float32)
+    codes = np.clip(np.rint(x / scale), -128, 127) * scale
+    values, scales = _codes(weight)
+    exact = x @ weight
+    rounded = codes.astype(np.float32) @ (values * scales.astype(np.float32))
+    return float(np.linalg.norm(rounded - exact) / max(float(np.linalg.norm(exact)), 1e-30))
+
+
+def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> None:
+    """Put Q/DQ pairs before both sides of products whose tensors are in fp16 already.
 
     Args:
         largest: tensor of the fp32 graph → max |value|, from the walk.
-
-    Returns the products that are int8 now; one with few inputs stays in fp16.
     """
     activations: dict[ir.Value, ir.Value] = {}
-    done = []
     for node in nodes:
         x, w = node.inputs[0], node.inputs[1]
         assert x is not None
         assert w is not None
-        assert w.const_value is not None
-        weight = w.const_value.numpy().astype(np.float32)
-        if weight.ndim != 2 or weight.shape[0] < MIN_INPUTS:
-            continue
+        weight = _weight(node)
         if x not in activations:
             name = policy.original_name(str(x.name))
             zero = initializer(model, "int8.zero", np.zeros((), np.int8))
@@ -49,8 +59,7 @@ def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, fl
             model.graph.insert_before(node, [codes, wide])
             activations[x] = wide.outputs[0]
         name = policy.original_name(str(w.name))
-        scales = _scale(np.abs(weight).max(axis=0))
-        values = np.clip(np.rint(weight / scales.astype(np.float32)), -127, 127).astype(np.int8)
+        values, scales = _codes(weight)
         zeros = initializer(model, f"int8.zeros.{weight.shape[1]}", np.zeros(weight.shape[1], np.int8))
         stored = initializer(model, f"{name}.int8", values)
         wide = _dequantized(stored, initializer(model, f"{name}.scales", scales), zeros, name, 1)
@@ -60,8 +69,19 @@ def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, fl
         node.replace_input_with(1, wide.outputs[0])
         if not w.uses() and w.name in model.graph.initializers:
             del model.graph.initializers[w.name]
-        done.append(node)
-    return done
+
+
+def _weight(node: ir.Node) -> np.ndarray:
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
+
+
+def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes of (in, out) and their fp16 scales (out)."""
+    scales = _scale(np.abs(weight).max(axis=0))
+    return np.clip(np.rint(weight / scales.astype(np.float32)), -127, 127).astype(np.int8), scales
 
 
 def _scale(largest: np.ndarray) -> np.ndarray:

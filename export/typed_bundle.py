@@ -16,8 +16,8 @@ from ezaudio.export import certificate as certification
 from ezaudio.export import lint, onnx_writer, policy, typed_graphs
 from ezaudio.export.certificate import Scope, Walked
 from ezaudio.export.policy import HALF, INT8
-from ezaudio.export.probes import ProbedSessions, first_beyond
-from ezaudio.export.quantize import quantize
+from ezaudio.export.probes import ProbedSessions, first_beyond, inner_tensors
+from ezaudio.export.quantize import product_error, quantizable, quantize
 from ezaudio.runtime import manifest as manifests
 from ezaudio.runtime.certificate import (
     HEADROOM,
@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from ezaudio.runtime.teacher_forcing import Array
 
 SCOPE = Scope()
+MIN_REPAIRABLE_COSINE = 0.9  # below, something is wrong that fewer int8 products would only hide
+WIDENED_PART = 16  # one in so many of the int8 products goes back to fp16 at a time
 
 Progress = Callable[[str, int, int], None]
 
@@ -58,13 +60,14 @@ def write_typed_bundle(
     Raises BundleError, naming graph and layer, when a graph breaks a rule or the certificate is beyond a tolerance.
     """
     work = _TypedBundle(reference, folder, precision, scope, progress, threads)
-    walked, largest = work.walk()
-    islands = work.write_graphs(largest)
     for name in ("tokenizer.json", "spiece.model"):
         shutil.copyfile(reference / name, folder / name)
+    walked, largest = work.walk()
+    islands = work.write_graphs(largest)
     lint.refuse(lint.lint_bundle(folder, work.source.graphs, precision, typed=True))
     graphs = work.compare_graphs(walked)
-    velocities = work.compare_velocities(walked)
+    while (velocities := work.compare_velocities(walked, largest)) is None:
+        islands = work.write_graphs(largest)
     levels = work.compare_clips(walked)
     data, points = certification.reference_data(walked, work.source.config)
     certificate = Certificate(
@@ -72,6 +75,7 @@ def write_typed_bundle(
         limit=typed_graphs.limit(precision),
         largest={graph: {k: float(f"{v:.4g}") for k, v in rows.items()} for graph, rows in largest.items() if rows},
         islands=tuple(islands),
+        not_int8=tuple(sorted(work.not_int8)),
         graphs=tuple(graphs),
         velocities=tuple(velocities),
         levels=tuple(levels),
@@ -102,6 +106,7 @@ class _TypedBundle:
     progress: Progress
     threads: int | None
     watched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    not_int8: set[str] = field(default_factory=set)  # weights of products that were int8 and were too far off
 
     @cached_property
     def source(self) -> Manifest:
@@ -126,6 +131,10 @@ class _TypedBundle:
 
     def half_nodes(self, model: ir.Model, name: str, hot: frozenset[str] = frozenset()) -> dict[ir.Node, str]:
         return {} if self.precision == "fp32" else typed_graphs.half_nodes(model, name, self.precision, hot)
+
+    def int8_nodes(self, nodes: dict[ir.Node, str]) -> list[ir.Node]:
+        chosen = quantizable(node for node, precision in nodes.items() if precision == INT8)
+        return [node for node in chosen if policy.weight_name(node) not in self.not_int8]
 
     def walk(self) -> tuple[Walked, dict[str, dict[str, float]]]:
         """Run the reference over the corpus. Returns its answers, and of each graph what the tensors that are to be in
@@ -155,8 +164,9 @@ class _TypedBundle:
             )
             nodes = self.half_nodes(model, name, hot)
             islands += self._islands(model, name, nodes, largest[name])
+            int8 = self.int8_nodes(nodes)
             typed_graphs.apply_types(model, nodes, self.precision)
-            quantize(model, [node for node, precision in nodes.items() if precision == INT8], largest[name])
+            quantize(model, int8, largest[name])
             file = _weights_file(self.reference / entry.file, name)
             if file not in weights:
                 weights[file] = onnx_writer.WeightFile(self.folder / file)
@@ -196,7 +206,8 @@ class _TypedBundle:
                 raise self._refusal(said, row.graph, inputs, tolerance)
         return list(rows)
 
-    def compare_velocities(self, walked: Walked) -> list[VelocityError]:
+    def compare_velocities(self, walked: Walked, largest: dict[str, dict[str, float]]) -> list[VelocityError] | None:
+        """None when products were taken out of int8 because of a velocity, and the graphs are to be written again."""
         rows, tolerance = [], TOLERANCES[self.precision]
         for point, row in certification.compare_velocities(self.typed, walked, self.progress):
             if not (row.cosine >= tolerance.cosine and row.relative_l2 <= tolerance.relative_l2):
@@ -205,9 +216,30 @@ class _TypedBundle:
                     f"{row.cosine:.6f} (at least {tolerance.cosine}) and relative L2 {row.relative_l2:.1e} (at most "
                     f"{tolerance.relative_l2:.1e})"
                 )
-                raise self._refusal(said, point.graph, self.system.inputs(point), tolerance.relative_l2)
+                inputs = self.system.inputs(point)
+                if row.cosine > MIN_REPAIRABLE_COSINE and self._widen(point.graph, inputs, largest[point.graph]):
+                    self.typed.sessions.release()  # their weights are about to be written anew
+                    return None
+                raise self._refusal(said, point.graph, inputs, tolerance.relative_l2)
             rows.append(row)
         return rows
+
+    def _widen(self, graph: str, inputs: dict[str, Array], largest: dict[str, float]) -> bool:
+        """Take the products with the largest error of their own out of int8. False when half of them are out."""
+        model = self.model(graph)
+        every = quantizable(n for n, precision in self.half_nodes(model, graph).items() if precision == INT8)
+        left = self.int8_nodes(dict.fromkeys(every, INT8))
+        if 2 * (len(left) - 1) < len(every):
+            return False
+        names = [str(node.inputs[0].name) for node in left if node.inputs[0] is not None]
+        values = dict(
+            inner_tensors(self.reference, self.source.graphs[graph].file, inputs, sorted(set(names)), self.threads)
+        )
+        errors = [product_error(values[name], node, largest[name]) for name, node in zip(names, left, strict=True)]  # type: ignore[arg-type]
+        count = max(1, len(every) // WIDENED_PART)
+        for index in np.argsort(errors)[::-1][:count]:
+            self.not_int8.add(policy.weight_name(left[index]))
+        return True
 
     def compare_clips(self, walked: Walked) -> list[LevelError]:
         tolerance = TOLERANCES[self.precision]

@@ -101,12 +101,14 @@ class Certificate:
         corpus: the prompts.
         limit: the largest number of the half type.
         largest: graph → tensor in half precision → max |value| in fp32.
+        not_int8: weights of products that are fp16 in an int8 bundle, because in int8 they were too far off.
     """
 
     corpus: tuple[str, ...]
     limit: float
     largest: dict[str, dict[str, float]]
     islands: tuple[Island, ...]
+    not_int8: tuple[str, ...]
     graphs: tuple[GraphError, ...]
     velocities: tuple[VelocityError, ...]
     levels: tuple[LevelError, ...]
@@ -127,6 +129,7 @@ class Certificate:
                 for graph, tensors in data["largest"].items()
             },
             islands=tuple(Island(**row) for row in data["islands"]),
+            not_int8=tuple(map(str, data["not_int8"])),
             graphs=tuple(GraphError(**row) for row in data["graphs"]),
             velocities=tuple(VelocityError(**row) for row in data["velocities"]),
             levels=tuple(LevelError(**row) for row in data["levels"]),
@@ -158,6 +161,7 @@ def certificate_table(certificate: Certificate, precision: str) -> str:
         (r.graph, f"error of {r.output}", f"{r.relative_error:.1e}", f"{tolerance.graph:.0e}")
         for r in certificate.graphs
     ]
+    rows += [("denoiser", f"'{name}'", "too far off in int8", "moved to fp16") for name in certificate.not_int8]
     for graph, frames in dict.fromkeys((v.graph, v.frames) for v in certificate.velocities):
         steps = [v for v in certificate.velocities if (v.graph, v.frames) == (graph, frames)]
         worst = min(steps, key=lambda v: v.cosine)
