@@ -67,8 +67,8 @@ def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, fl
         model.graph.insert_before(node, wide)
         node.replace_input_with(0, activations[x])
         node.replace_input_with(1, wide.outputs[0])
-        if not w.uses() and w.name in model.graph.initializers:
-            del model.graph.initializers[w.name]
+        if not w.uses() and w.is_initializer():
+            del model.graph.initializers[str(w.name)]
 
 
 def _weight(node: ir.Node) -> np.ndarray:

@@ -235,7 +235,7 @@ class _TypedBundle:
         values = dict(
             inner_tensors(self.reference, self.source.graphs[graph].file, inputs, sorted(set(names)), self.threads)
         )
-        errors = [product_error(values[name], node, largest[name]) for name, node in zip(names, left, strict=True)]  # type: ignore[arg-type]
+        errors = [product_error(values[name], node, largest[name]) for name, node in zip(names, left, strict=True)]
         count = max(1, len(every) // WIDENED_PART)
         for index in np.argsort(errors)[::-1][:count]:
             self.not_int8.add(policy.weight_name(left[index]))

@@ -126,9 +126,8 @@ def apply_types(model: ir.Model, nodes: dict[ir.Node, str], precision: str) -> N
     """Give `nodes` their half-precision types, in place."""
     base = base_precision(precision)
     lowered: dict[ir.Value, ir.Value] = {}
-    for node in nodes:
-        for value in node.outputs:
-            value.dtype = DTYPES[base]
+    for result in (value for node in nodes for value in node.outputs):
+        result.dtype = DTYPES[base]
     for node in list(nodes):
         for index, value in enumerate(node.inputs):
             if value is None or value.dtype != ir.DataType.FLOAT:
@@ -137,11 +136,11 @@ def apply_types(model: ir.Model, nodes: dict[ir.Node, str], precision: str) -> N
                 lowered[value] = _lowered(model, value, base)
             node.replace_input_with(index, lowered[value])
     for node in nodes:
-        for value in node.outputs:
-            users = [use for use in value.uses() if use.node not in nodes]
+        for result in node.outputs:
+            users = [use for use in result.uses() if use.node not in nodes]
             if not users:
                 continue
-            wide = _cast(value, ir.DataType.FLOAT, f"{value.name}.fp32")
+            wide = _cast(result, ir.DataType.FLOAT, f"{result.name}.fp32")
             model.graph.insert_after(node, wide.producer())  # type: ignore[arg-type]
             for use in users:
                 use.node.replace_input_with(use.idx, wide)

@@ -153,7 +153,7 @@ class Certificate:
 def certificate_table(certificate: Certificate, precision: str) -> str:
     """What was measured at export, worst case by worst case, with the tolerances."""
     tolerance = TOLERANCES[precision]
-    rows = [("graph", "measured", "worst", "tolerance")]
+    rows: list[tuple[str, ...]] = [("graph", "measured", "worst", "tolerance")]
     for graph, tensor, margin in certificate.tightest():
         rows.append((graph, f"headroom of '{tensor}'", f"{margin:.3g}x", f"{HEADROOM:g}x"))
     rows += [(i.graph, f"'{i.layer}' reaches", f"{i.largest:.3g}", "moved to fp32") for i in certificate.islands]

@@ -84,7 +84,7 @@ def main(
     elif not quiet or failed:
         if show and certificate is not None:
             click.echo(certificate_table(certificate, manifest.precision) + "\n")
-        lines = [("checked", "found", "expected", "")]
+        lines: list[tuple[str, ...]] = [("checked", "found", "expected", "")]
         lines += [(row.what, one_line(row.found), row.expected, "" if row.holds else "FAILS") for row in rows]
         click.echo(table(lines))
         kind = "certificate measured again" if certificate else "no certificate: files, graphs and finite numbers only"
