@@ -25,6 +25,7 @@ from ezaudio.export.graphs import GUIDANCE_MODES, Graph
 from ezaudio.export.samples import Sample, Sampler
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
+from ezaudio.runtime.bundle_store import TARGETS
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
@@ -32,7 +33,6 @@ from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 4e-2, "int8": 6e-2}
 # Guidance subtracts branches whose int8 errors differ: 9e-2 was measured on L at a weight of 5.
 INT8_GUIDED_TOLERANCE = 2e-1
-TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
 PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy")
 
 Progress = Callable[[str, int, int], None]
@@ -212,6 +212,8 @@ def retype_bundle(
     What the bundle computes is the reference: weights that it stores in half precision are what they are.
     """
     with _replaced_folder(output) as folder:
+        given = manifest.read_manifest(reference, verify=False)
+        lint.refuse(lint.lint_bundle(reference, given.graphs, given.precision, typed=False))
         write_typed_bundle(reference, folder, precision_name, target, scope, progress)
     return manifest.read_manifest(output, verify=False)
 

@@ -14,6 +14,7 @@ import numpy as np
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.certificate import GraphError, LevelError, VelocityError
+from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.measures import level_distance_db, levels_db, measure
 from ezaudio.runtime.noise import PhiloxNoise
@@ -111,6 +112,9 @@ def walk(system: TeacherForced, manifest: Manifest, scope: Scope, progress: Prog
             latents = latents.astype(np.float16).astype(np.float32)
             point = Point(latents, int(timestep), scope.prompts[(step + index) % len(scope.prompts)])
             velocity = system.velocity(point)
+            if not np.isfinite(velocity).all():
+                where = f"at timestep {timestep} over {frames} frames"
+                raise BundleError(f"{point.graph} gives numbers that are not finite in fp32 {where}: check the weights")
             result.velocities.append((point, velocity))
             drawn = noise.draw(step + 1, shape) if plan.draws_noise else np.zeros(shape, np.float32)
             following = row[0] * latents + row[1] * velocity + row[2] * clean + row[3] * drawn

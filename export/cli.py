@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ezaudio import __version__
-from ezaudio.runtime.bundle_store import PRECISIONS, cached_bundle
+from ezaudio.runtime.bundle_store import PRECISIONS, TARGETS, cached_bundle
 from ezaudio.runtime.certificate import certificate_table
 from ezaudio.runtime.command import Command
 from ezaudio.runtime.errors import MissingExtraError
@@ -17,7 +17,6 @@ from ezaudio.runtime.errors import MissingExtraError
 if TYPE_CHECKING:
     from ezaudio.runtime.manifest import Check, Manifest
 
-TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")
 NEEDED = ("torch", "transformers", "safetensors", "onnx", "onnxscript", "sentencepiece")
 
 HELP = """Export a model to a bundle: a folder of ONNX graphs, tokenizer files and a manifest, which ezaudio-run opens.

@@ -64,7 +64,6 @@ def write_typed_bundle(
         shutil.copyfile(reference / name, folder / name)
     walked, largest = work.walk()
     islands = work.write_graphs(largest)
-    lint.refuse(lint.lint_bundle(folder, work.source.graphs, precision, typed=True))
     graphs = work.compare_graphs(walked)
     while (velocities := work.compare_velocities(walked, largest)) is None:
         islands = work.write_graphs(largest)
@@ -73,7 +72,11 @@ def write_typed_bundle(
     certificate = Certificate(
         corpus=scope.prompts,
         limit=typed_graphs.limit(precision),
-        largest={graph: {k: float(f"{v:.4g}") for k, v in rows.items()} for graph, rows in largest.items() if rows},
+        largest={
+            graph: {name: float(f"{largest[graph][name]:.4g}") for name in names}
+            for graph, names in work.half_tensors.items()
+            if names
+        },
         islands=tuple(islands),
         not_int8=tuple(sorted(work.not_int8)),
         graphs=tuple(graphs),
@@ -106,6 +109,8 @@ class _TypedBundle:
     progress: Progress
     threads: int | None
     watched: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    half_tensors: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by graph, as last written
+    weight_errors: dict[str, float] = field(default_factory=dict)  # by place in the weights file
     not_int8: set[str] = field(default_factory=set)  # weights of products that were int8 and were too far off
 
     @cached_property
@@ -130,7 +135,9 @@ class _TypedBundle:
         return model
 
     def half_nodes(self, model: ir.Model, name: str, hot: frozenset[str] = frozenset()) -> dict[ir.Node, str]:
-        return {} if self.precision == "fp32" else typed_graphs.half_nodes(model, name, self.precision, hot)
+        if self.precision == "fp32":
+            return {}
+        return typed_graphs.half_nodes(model, name, self.precision, hot, self.weight_errors)
 
     def int8_nodes(self, nodes: dict[ir.Node, str]) -> list[ir.Node]:
         chosen = quantizable(node for node, precision in nodes.items() if precision == INT8)
@@ -151,7 +158,7 @@ class _TypedBundle:
         return walked, sessions.largest
 
     def write_graphs(self, largest: dict[str, dict[str, float]]) -> list[Island]:
-        """Write every graph. Returns what was moved to fp32."""
+        """Write every graph and lint it. Returns what was moved to fp32."""
         weights: dict[str, onnx_writer.WeightFile] = {}
         islands: list[Island] = []
         for done, (name, entry) in enumerate(self.source.graphs.items()):
@@ -163,6 +170,7 @@ class _TypedBundle:
                 if not value * HEADROOM <= typed_graphs.limit(self.precision)
             )
             nodes = self.half_nodes(model, name, hot)
+            self.half_tensors[name] = typed_graphs.half_tensors(nodes)
             islands += self._islands(model, name, nodes, largest[name])
             int8 = self.int8_nodes(nodes)
             typed_graphs.apply_types(model, nodes, self.precision)
@@ -175,6 +183,7 @@ class _TypedBundle:
             writer.close()
             if writer.path.stat().st_size == 0:
                 writer.path.unlink()
+        lint.refuse(lint.lint_bundle(self.folder, self.source.graphs, self.precision, typed=True))
         return islands
 
     def _islands(

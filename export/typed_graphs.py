@@ -49,21 +49,27 @@ def fold_widened_weights(model: ir.Model) -> None:
 
 
 def half_nodes(
-    model: ir.Model, graph_name: str, precision: str, hot: frozenset[str] = frozenset()
+    model: ir.Model,
+    graph_name: str,
+    precision: str,
+    hot: frozenset[str] = frozenset(),
+    weight_errors: dict[str, float] | None = None,
 ) -> dict[ir.Node, str]:
     """The nodes of an fp32 graph that compute in a lower precision → `half` or `int8`.
 
     Args:
         hot: tensors that must not be in half precision, by name; no node that touches one is among the result.
+        weight_errors: of weights by their place in the weights file, filled and read: graphs share weights.
     """
+    errors = {} if weight_errors is None else weight_errors
     chosen: dict[ir.Node, str] = {}
     followers: dict[ir.Node, str] = {}
     for node in model.graph:
         rule = policy.decide(graph_name, node, precision)
         if rule is None:
-            if node.op_type in (*MOVES, *FOLLOWERS) and _fits(node, precision, hot):
+            if node.op_type in (*MOVES, *FOLLOWERS) and _fits(node, precision, hot, errors):
                 followers[node] = HALF
-        elif rule.precision in (HALF, INT8) and _fits(node, precision, hot):
+        elif rule.precision in (HALF, INT8) and _fits(node, precision, hot, errors):
             chosen[node] = rule.precision
     for node in list(followers):  # a bias right after its product is that product's last step
         if policy.role_of(node) == "bias" and any(value.producer() in chosen for value in _tensors(node)):
@@ -83,16 +89,23 @@ def _tensors(node: ir.Node) -> list[ir.Value]:
     ]
 
 
-def _fits(node: ir.Node, precision: str, hot: frozenset[str]) -> bool:
+def _fits(node: ir.Node, precision: str, hot: frozenset[str], errors: dict[str, float]) -> bool:
     """Whether nothing a node touches is beyond half precision, and nothing it gives is an output of the graph."""
     if not all(map(policy.is_number, node.outputs)) or any(value.is_graph_output() for value in node.outputs):
         return False
     if any(value.name in hot for value in (*_tensors(node), *node.outputs)):
         return False
-    weights = [
-        v.const_value for v in node.inputs if v is not None and v.const_value is not None and policy.is_number(v)
-    ]
-    return all(weight_error(weight.numpy(), precision) <= MAX_WEIGHT_ERROR for weight in weights)
+    for value in node.inputs:
+        if value is None or value.const_value is None or not policy.is_number(value):
+            continue
+        tensor = value.const_value
+        place = f"{tensor.location}:{tensor.offset}" if isinstance(tensor, ir.ExternalTensor) else ""
+        error = errors[place] if place in errors else weight_error(tensor.numpy(), precision)
+        if place:
+            errors[place] = error
+        if not error <= MAX_WEIGHT_ERROR:
+            return False
+    return True
 
 
 def weight_error(weight: np.ndarray, precision: str) -> float:

@@ -62,6 +62,11 @@ class GraphSessions:
             try:
                 session = ort.InferenceSession(str(path), options, providers=providers)
             except Exception as error:
+                if self.manifest.target != "cpu" and self.manifest.precision == "bf16" and self.device == "cpu":
+                    raise BundleError(
+                        f"the bundle at '{self.folder}' is for {self.manifest.target}, and ONNX Runtime computes no "
+                        "bf16 on a CPU: export one with --target cpu"
+                    ) from error
                 raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
             self._sessions[name] = self._checked(name, session)
         return self._sessions[name]

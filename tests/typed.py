@@ -24,11 +24,13 @@ def retyped(reference: Path, output: Path, precision: str) -> Manifest:
 
 
 def changed(bundle: Path, output: Path, change: Callable[[ir.Model, str], None]) -> Path:
-    """A copy of a bundle whose graphs `change` has altered, its manifest telling of the altered files."""
+    """A copy of a bundle, without ControlNet, whose graphs `change` has altered, its manifest telling of the altered
+    files."""
     output.mkdir()
     manifest = manifests.read_manifest(bundle)
     weights = onnx_writer.WeightFile(output / "all.weights")
-    for name, entry in manifest.graphs.items():
+    graphs = {name: entry for name, entry in manifest.graphs.items() if "control" not in name}
+    for name, entry in graphs.items():
         model = ir.load(bundle / entry.file)
         fold_widened_weights(model)
         change(model, name)
@@ -38,7 +40,7 @@ def changed(bundle: Path, output: Path, change: Callable[[ir.Model, str], None])
         if path.suffix not in (".onnx", ".weights", ".json") or path.name == "tokenizer.json":
             (output / path.name).write_bytes(path.read_bytes())
     files = {path.name: manifests.describe_file(path) for path in sorted(output.iterdir())}
-    replace(manifest, files=files).write(output)
+    replace(manifest, graphs=graphs, files=files).write(output)
     return output
 
 
