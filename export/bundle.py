@@ -19,10 +19,14 @@ import numpy as np
 import onnxruntime
 
 from ezaudio.checkpoints import ModelSource
-from ezaudio.export import graphs, onnx_writer, precision, vae_graphs
+from ezaudio.export import graphs, lint, onnx_writer, precision, vae_graphs
+from ezaudio.export.certificate import Scope
 from ezaudio.export.graphs import GUIDANCE_MODES, Graph
 from ezaudio.export.samples import Sample, Sampler
+from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
+from ezaudio.runtime.bundle_store import TARGETS
+from ezaudio.runtime.bundle_store import TARGETS
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
@@ -153,43 +157,92 @@ def _vae_parts(source: ModelSource, sampler: Sampler) -> Parts:
 
 
 def export_bundle(
-    source: ModelSource, output: Path, precision_name: str = "fp32", progress: Progress = lambda *_: None
+    source: ModelSource,
+    output: Path,
+    precision_name: str = "fp32",
+    progress: Progress = lambda *_: None,
+    target: str = "cpu",
+    scope: Scope = SCOPE,
 ) -> Manifest:
     """Write a bundle to the folder `output`, replacing a bundle that is there.
 
     Nothing that looks like a bundle exists until every graph is written and within its tolerance: the work happens in a
     hidden folder beside `output`, which is removed on any failure and renamed at the end.
 
+    Args:
+        target: `cpu`, or the builder that the graphs are typed for; those are made from an fp32 bundle, and certified
+            against it.
+        scope: how much the certificate measures.
+
     Raises:
-        InputError: unknown precision, or `output` is something else than a bundle or an empty folder.
-        BundleError: a graph differs from its PyTorch module by more than the tolerance; every such output is listed.
+        InputError: unknown precision or target, or `output` is something else than a bundle or an empty folder.
+        BundleError: a graph differs from its PyTorch module by more than the tolerance, every such output is listed; or
+            it breaks a rule, or is not certified.
     """
+    if target not in TARGETS:
+        raise InputError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     if precision_name not in precision.PRECISIONS:
         raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")
-    controlled = "controlnet" in source.fills
     with _replaced_folder(output) as folder:
-        build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
-        progress("loading", 0, build.total)
-        source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
-        build.add("denoiser", _dit_parts(source, Sampler(source.config)))
-        if controlled:
-            build.add("controlnet", _controlnet_parts(source, Sampler(source.config)))
-        build.add("text_encoder", _text_parts(source, Sampler(source.config)))
-        build.add("vae", _vae_parts(source, Sampler(source.config)))
-        for name, path in source.tokenizer_files().items():
-            shutil.copyfile(path, folder / name)
-        progress("hashing", build.total, build.total)
-        Manifest(
-            config=source.config,
-            precision=precision_name,
-            origin=source.origin,
-            licence=source.licence,
-            graphs=build.graphs,
-            files={path.name: manifest.describe_file(path) for path in sorted(folder.iterdir())},
-            checks=tuple(build.checks),
-            packages={name: importlib.metadata.version(name) for name in PACKAGES},
-        ).write(folder)
+        if target == "cpu":
+            _write_bundle(source, folder, precision_name, progress)
+        else:
+            reference = folder / "reference"
+            reference.mkdir()
+            _write_bundle(source, reference, "fp32", progress)
+            typed = folder / "typed"
+            typed.mkdir()
+            write_typed_bundle(reference, typed, precision_name, target, scope, progress)
+            shutil.rmtree(reference)
+            for path in typed.iterdir():
+                path.rename(folder / path.name)
+            typed.rmdir()
     return manifest.read_manifest(output, verify=False)
+
+
+def retype_bundle(
+    reference: Path,
+    output: Path,
+    precision_name: str,
+    target: str,
+    progress: Progress = lambda *_: None,
+    scope: Scope = SCOPE,
+) -> Manifest:
+    """A bundle for CPUs → one of typed graphs at `output`; needs no model. Raises as `export_bundle`.
+
+    What the bundle computes is the reference: weights that it stores in half precision are what they are.
+    """
+    with _replaced_folder(output) as folder:
+        given = manifest.read_manifest(reference, verify=False)
+        lint.refuse(lint.lint_bundle(reference, given.graphs, given.precision, typed=False))
+        write_typed_bundle(reference, folder, precision_name, target, scope, progress)
+    return manifest.read_manifest(output, verify=False)
+
+
+def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress) -> None:
+    controlled = "controlnet" in source.fills
+    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
+    progress("loading", 0, build.total)
+    source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
+    build.add("denoiser", _dit_parts(source, Sampler(source.config)))
+    if controlled:
+        build.add("controlnet", _controlnet_parts(source, Sampler(source.config)))
+    build.add("text_encoder", _text_parts(source, Sampler(source.config)))
+    build.add("vae", _vae_parts(source, Sampler(source.config)))
+    for name, path in source.tokenizer_files().items():
+        shutil.copyfile(path, folder / name)
+    lint.refuse(lint.lint_bundle(folder, build.graphs, precision_name, typed=False))
+    progress("hashing", build.total, build.total)
+    Manifest(
+        config=source.config,
+        precision=precision_name,
+        origin=source.origin,
+        licence=source.licence,
+        graphs=build.graphs,
+        files={path.name: manifest.describe_file(path) for path in sorted(folder.iterdir())},
+        checks=tuple(build.checks),
+        packages={name: importlib.metadata.version(name) for name in PACKAGES},
+    ).write(folder)
 
 
 def _refuse_errors(checks: list[Check]) -> None:

@@ -70,10 +70,12 @@ class Conditioning:
     `prefix` in the methods: "" for the denoiser's graphs, `controlnet_` for the ControlNet's.
     """
 
-    def __init__(self, sessions: Sessions, tokenizer: PromptTokenizer) -> None:
+    def __init__(
+        self, sessions: Sessions, tokenizer: PromptTokenizer, cached_prompts: int = CACHED_PROMPTS
+    ) -> None:
         self._sessions, self.tokenizer = sessions, tokenizer
-        self._texts: _Recent[TextState] = _Recent(CACHED_PROMPTS)
-        self._prompts: _Recent[PromptState] = _Recent(2 * CACHED_PROMPTS)
+        self._texts: _Recent[TextState] = _Recent(cached_prompts)
+        self._prompts: _Recent[PromptState] = _Recent(2 * cached_prompts)
         self._modulations: _Recent[dict[str, Float32]] = _Recent(2)
 
     def forget(self) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path, PurePath
 from typing import Any
 
 from ezaudio.config import EzAudioConfig
+from ezaudio.runtime.certificate import Certificate
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.tensor_spec import TensorSpec
 
@@ -57,6 +58,8 @@ class Manifest:
         graphs: name → entry; every file besides the manifest is in `files`.
         packages: versions of the packages that made the bundle.
         bundle_id: the first 16 hex digits of the manifest's own sha256, hence of all it lists.
+        target: `cpu`, or the builder whose typed graphs the bundle holds.
+        certificate: what its precision costs; of typed bundles only.
     """
 
     config: EzAudioConfig
@@ -68,6 +71,8 @@ class Manifest:
     checks: tuple[Check, ...]
     packages: dict[str, str]
     bundle_id: str = ""
+    target: str = "cpu"
+    certificate: Certificate | None = None
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -75,6 +80,7 @@ class Manifest:
             "format_version": FORMAT_VERSION,
             "model": self.config.name,
             "precision": self.precision,
+            "target": self.target,
             "origin": self.origin,
             "licence": self.licence,
             "config": self.config.to_dict(),
@@ -92,6 +98,7 @@ class Manifest:
             ],
             "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
             "packages": self.packages,
+            **({} if self.certificate is None else {"certificate": self.certificate.to_dict()}),
         }
 
     def write(self, folder: Path) -> None:
@@ -173,6 +180,8 @@ def _parse(data: bytes, path: Path) -> Manifest:
             checks=tuple(Check(**check) for check in found["checks"]),
             packages={str(name): str(version) for name, version in found["packages"].items()},
             bundle_id=digest[:16],
+            target=str(found.get("target", "cpu")),
+            certificate=_certificate(found.get("certificate"), files),
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         detail = f"{type(error).__name__}: {error}"
@@ -184,6 +193,15 @@ def _graph(entry: dict[str, Any], files: dict[str, FileEntry]) -> GraphEntry:
         raise ValueError(f"graph file {entry['file']!r} is not listed")
     inputs, outputs = (tuple(TensorSpec.from_dict(spec) for spec in entry[key]) for key in ("inputs", "outputs"))
     return GraphEntry(entry["file"], inputs, outputs)
+
+
+def _certificate(data: dict[str, Any] | None, files: dict[str, FileEntry]) -> Certificate | None:
+    if data is None:
+        return None
+    certificate = Certificate.from_dict(data)
+    if certificate.reference.file not in files:
+        raise ValueError(f"reference file {certificate.reference.file!r} is not listed")
+    return certificate
 
 
 def _plain(name: str) -> str:

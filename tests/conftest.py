@@ -59,3 +59,15 @@ def golden_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
     import golden
 
     return _exported_once(tmp_path_factory, "golden", lambda shared: golden.source(shared / "golden-weights"))
+
+
+@pytest.fixture(scope="session")
+def typed_debug_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The debug bundle in fp16 for TensorRT, with its certificate."""
+    import typed
+
+    shared = _shared_folder(tmp_path_factory)
+    with FileLock(shared / "debug-typed.lock"):
+        if not (shared / "debug-typed").exists():
+            typed.retyped(debug_bundle, shared / "debug-typed", "fp16")
+    return shared / "debug-typed"

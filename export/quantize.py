@@ -1,0 +1,99 @@
+"""int8 products for builders that read precision from the graph: QuantizeLinear and DequantizeLinear around them.
+
+Weights are symmetric per output channel, activations symmetric per tensor with a scale fixed at export from the largest
+value that the certificate's corpus reaches: a scale computed as the numbers come would cost such a builder its fusion.
+Scales are stored in half precision, the codes made with the scale as stored, so that its rounding adds no error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import onnx_ir as ir
+
+from ezaudio.export import policy
+from ezaudio.export.typed_graphs import DTYPES, initializer
+
+MIN_INPUTS = 64
+BASE = "fp16"
+SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
+
+
+def quantizable(nodes: Iterable[ir.Node]) -> list[ir.Node]:
+    """The products that gain from int8: those with many inputs."""
+    return [node for node in nodes if len(shape := _weight(node).shape) == 2 and shape[0] >= MIN_INPUTS]
+
+
+def product_error(x: np.ndarray, node: ir.Node, largest: float) -> float:
+    """‖Q(x)·Q(w) − x·w‖ / ‖x·w‖ of a product in an fp32 graph."""
+    weight = _weight(node)
+    scale = _scale(np.asarray(largest)).astype(np.float32)
+    codes = np.clip(np.rint(x / scale), -128, 127) * scale
+    values, scales = _codes(weight)
+    exact = x @ weight
+    rounded = codes.astype(np.float32) @ (values * scales.astype(np.float32))
+    return float(np.linalg.norm(rounded - exact) / max(float(np.linalg.norm(exact)), 1e-30))
+
+
+def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> None:
+    """Put Q/DQ pairs before both sides of products whose tensors are in fp16 already.
+
+    Args:
+        largest: tensor of the fp32 graph → max |value|, from the walk.
+    """
+    activations: dict[ir.Value, ir.Value] = {}
+    for node in nodes:
+        x, w = node.inputs[0], node.inputs[1]
+        assert x is not None
+        assert w is not None
+        weight = _weight(node)
+        if x not in activations:
+            name = policy.original_name(str(x.name))
+            zero = initializer(model, "int8.zero", np.zeros((), np.int8))
+            scale = initializer(model, f"{name}.scale", _scale(np.asarray(largest[name])))
+            codes = ir.node("QuantizeLinear", [x, scale, zero], name=f"quantize_{name}")
+            codes.outputs[0].name, codes.outputs[0].dtype = f"{name}.codes", ir.DataType.INT8
+            wide = _dequantized(codes.outputs[0], scale, zero, name, None)
+            codes.outputs[0].shape = wide.outputs[0].shape = x.shape
+            model.graph.insert_before(node, [codes, wide])
+            activations[x] = wide.outputs[0]
+        name = policy.original_name(str(w.name))
+        values, scales = _codes(weight)
+        zeros = initializer(model, f"int8.zeros.{weight.shape[1]}", np.zeros(weight.shape[1], np.int8))
+        stored = initializer(model, f"{name}.int8", values)
+        wide = _dequantized(stored, initializer(model, f"{name}.scales", scales), zeros, name, 1)
+        wide.outputs[0].shape = ir.Shape(weight.shape)
+        model.graph.insert_before(node, wide)
+        node.replace_input_with(0, activations[x])
+        node.replace_input_with(1, wide.outputs[0])
+        if not w.uses() and w.is_initializer():
+            del model.graph.initializers[str(w.name)]
+
+
+def _weight(node: ir.Node) -> np.ndarray:
+    value = node.inputs[1]
+    assert value is not None
+    assert value.const_value is not None
+    return value.const_value.numpy().astype(np.float32)
+
+
+def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """int8 codes of (in, out) and their fp16 scales (out)."""
+    scales = _scale(np.abs(weight).max(axis=0))
+    return np.clip(np.rint(weight / scales.astype(np.float32)), -127, 127).astype(np.int8), scales
+
+
+def _scale(largest: np.ndarray) -> np.ndarray:
+    """largest / 127 in fp16, rounded up so that no code is beyond 127, and no subnormal number."""
+    scale = np.maximum(largest / 127, SMALLEST_SCALE)
+    half = scale.astype(np.float16)
+    return np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half).astype(np.float16)
+
+
+def _dequantized(codes: ir.Value, scale: ir.Value, zero: ir.Value, name: str, axis: int | None) -> ir.Node:
+    node = ir.node(
+        "DequantizeLinear", [codes, scale, zero], {} if axis is None else {"axis": axis}, name=f"dequantize_{name}"
+    )
+    node.outputs[0].name, node.outputs[0].dtype = f"{name}.restored", DTYPES[BASE]
+    return node
