@@ -26,7 +26,6 @@ from ezaudio.export.samples import Sample, Sampler
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
 from ezaudio.runtime.bundle_store import TARGETS
-from ezaudio.runtime.bundle_store import TARGETS
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 

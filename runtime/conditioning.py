@@ -70,9 +70,7 @@ class Conditioning:
     `prefix` in the methods: "" for the denoiser's graphs, `controlnet_` for the ControlNet's.
     """
 
-    def __init__(
-        self, sessions: Sessions, tokenizer: PromptTokenizer, cached_prompts: int = CACHED_PROMPTS
-    ) -> None:
+    def __init__(self, sessions: Sessions, tokenizer: PromptTokenizer, cached_prompts: int = CACHED_PROMPTS) -> None:
         self._sessions, self.tokenizer = sessions, tokenizer
         self._texts: _Recent[TextState] = _Recent(cached_prompts)
         self._prompts: _Recent[PromptState] = _Recent(2 * cached_prompts)
