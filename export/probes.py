@@ -91,7 +91,8 @@ class ProbedSessions(EmulatedSessions):
         }
         shapes = (self._shapes[name].get(tensor) for tensor in self._watched[name])
         known = [shape.evaluate(sizes) for shape in shapes if shape is not None]
-        return -(-sum(_bytes(shape) for shape in known) // MAX_PROBED_BYTES) or 1
+        wanted = -(-sum(_bytes(shape) for shape in known) // MAX_PROBED_BYTES)
+        return max(1, min(wanted, len(self._watched[name])))
 
 
 def _bytes(shape: ir.Shape) -> int:

@@ -89,7 +89,7 @@ def test_tensors_watched_in_parts_reach_the_same(monkeypatch: pytest.MonkeyPatch
     tensors = {}
     for name in ("denoiser", "decoder"):
         nodes = typed_graphs.half_nodes(ir.load(PACKAGED / f"{name}.onnx"), name, "fp16")
-        tensors[name] = typed_graphs.half_tensors(nodes)[::20]
+        tensors[name] = typed_graphs.half_tensors(nodes)[::40]
     found = []
     for limit in (1 << 30, 1 << 10):
         monkeypatch.setattr(probes, "MAX_PROBED_BYTES", limit)
