@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ezaudio.config import EzAudioConfig
+from ezaudio.export.probes import ProbedSessions
 from ezaudio.runtime.certificate import GraphError, LevelError, VelocityError
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Manifest
@@ -122,6 +123,9 @@ def walk(system: TeacherForced, manifest: Manifest, scope: Scope, progress: Prog
             done += 1
         last = latents.astype(np.float16).astype(np.float32)
         result.clips.append((last, system.sessions.run("decoder", latents=last)["audio"]))
+        progress(f"watching, {frames} frames", done, total)
+        if isinstance(system.sessions, ProbedSessions):
+            system.sessions.watch_pending()
         if index == 0:
             result.velocities += _other_modes(system, manifest, scope, result.velocities)
     return result

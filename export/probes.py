@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,23 +10,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import onnx
 import onnx.helper
+import onnx_ir as ir
 
 from ezaudio.runtime.emulation import EmulatedSessions, emulated, load_graph, open_session
 from ezaudio.runtime.manifest import Manifest
 
 if TYPE_CHECKING:
-    import onnxruntime
-
     from ezaudio.runtime.teacher_forcing import Array
 
 _ENDING = ":largest"
 OUTPUTS_AT_ONCE = 8
+MAX_PROBED_BYTES = 1 << 30  # of watched tensors in one run
+RERUNS = 3
 
 
 class ProbedSessions(EmulatedSessions):
     """Sessions of fp32 graphs; `largest` collects max |value| of the watched tensors over all runs.
 
-    The maximum is taken inside the graph, so that a probe costs one number and not a copy of the tensor.
+    The maximum is taken inside the graph, but ONNX Runtime keeps a watched tensor for long. Where all of a graph's
+    would take more than MAX_PROBED_BYTES, a run goes without, and `watch_pending` runs a few of those inputs again,
+    watching a part of the tensors at a time.
     """
 
     def __init__(
@@ -34,25 +38,66 @@ class ProbedSessions(EmulatedSessions):
         """watched: graph → names of tensors."""
         super().__init__(folder, manifest, threads, "onnxruntime")
         self._watched = watched
+        self._shapes: dict[str, dict[str, ir.Shape]] = {}
+        self._opened: dict[str, tuple[str, ...]] = {}  # graph → what its open session watches
+        self._pending: dict[str, list[dict[str, Array]]] = {}
         self.largest: dict[str, dict[str, float]] = {name: dict.fromkeys(rows, 0.0) for name, rows in watched.items()}
 
-    def open(self, name: str) -> onnxruntime.InferenceSession:
-        if name not in self._sessions:
-            model = emulated(load_graph(self.folder / self.manifest.graphs[name].file))
-            for tensor in self._watched.get(name, ()):
-                _add_probe(model, tensor)
-            self._sessions[name] = open_session(model, self.folder, self._threads)
-        return self._sessions[name]
-
     def run(self, name: str, **inputs: Array) -> dict[str, Array]:
-        session = self.open(name)
+        if self._parts(name, inputs) > 1:
+            self._pending.setdefault(name, []).append(inputs)
+            return self._run(name, inputs, ())
+        return self._run(name, inputs, self._watched.get(name, ()))
+
+    def watch_pending(self) -> None:
+        """Watch the tensors of what was run without: at the first, middle and last of each graph's inputs."""
+        for name, cases in self._pending.items():
+            chosen = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, RERUNS).round().astype(int))]
+            parts = max(self._parts(name, inputs) for inputs in chosen)
+            for part in range(parts):
+                for inputs in chosen:
+                    self._run(name, inputs, self._watched[name][part::parts])
+            self.release(name)
+        self._pending.clear()
+
+    def _run(self, name: str, inputs: dict[str, Array], tensors: tuple[str, ...]) -> dict[str, Array]:
+        if name not in self._sessions or self._opened[name] != tensors:
+            self.release(name)
+            model = emulated(load_graph(self.folder / self.manifest.graphs[name].file))
+            for tensor in tensors:
+                _add_probe(model, tensor)
+            self._sessions[name], self._opened[name] = open_session(model, self.folder, self._threads), tensors
+        session = self._sessions[name]
         names = [output.name for output in session.get_outputs()]
         results = dict(zip(names, session.run(names, inputs), strict=True))
-        for tensor in self._watched.get(name, ()):
+        for tensor in tensors:
             found = float(results.pop(tensor + _ENDING))
             known = self.largest[name][tensor]
             self.largest[name][tensor] = max(known, found if np.isfinite(found) else float("inf"))
         return results
+
+    def _parts(self, name: str, inputs: dict[str, Array]) -> int:
+        """In how many parts the watched tensors of a graph fit into the limit, for inputs of these sizes."""
+        if not self._watched.get(name):
+            return 1
+        if name not in self._shapes:
+            graph = ir.load(self.folder / self.manifest.graphs[name].file).graph
+            values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
+            self._shapes[name] = {str(value.name): value.shape for value in values if value.shape is not None}
+        sizes = {
+            axis.name: inputs[spec.name].shape[index] // axis.times
+            for spec in self.manifest.graphs[name].inputs
+            for index, axis in spec.axes().items()
+        }
+        shapes = (self._shapes[name].get(tensor) for tensor in self._watched[name])
+        known = [shape.evaluate(sizes) for shape in shapes if shape is not None]
+        wanted = -(-sum(_bytes(shape) for shape in known) // MAX_PROBED_BYTES)
+        return max(1, min(wanted, len(self._watched[name])))
+
+
+def _bytes(shape: ir.Shape) -> int:
+    """Of float32; a size that the tracer left unknown counts as one."""
+    return 4 * math.prod(dim for dim in shape if isinstance(dim, int))
 
 
 def _add_probe(model: onnx.ModelProto, tensor: str) -> None:

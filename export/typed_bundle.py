@@ -154,6 +154,7 @@ class _TypedBundle:
         sessions = self.system.sessions
         assert isinstance(sessions, ProbedSessions)
         sessions.run("encoder", audio=walked.clips[0][1])
+        sessions.watch_pending()
         sessions.release()
         return walked, sessions.largest
 

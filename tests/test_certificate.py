@@ -15,8 +15,8 @@ from typed import changed, retyped, scaled
 
 from ezaudio.checkpoints import open_source
 from ezaudio.config import preset
-from ezaudio.export import bundle, policy, quantize, typed_bundle, typed_graphs
-from ezaudio.export.certificate import CORPUS, Scope
+from ezaudio.export import bundle, policy, probes, quantize, typed_bundle, typed_graphs
+from ezaudio.export.certificate import CORPUS, Scope, walk
 from ezaudio.export.lint import lint_bundle
 from ezaudio.export.policy import HALF, POLICY
 from ezaudio.runtime.bundle_store import PACKAGED
@@ -25,6 +25,7 @@ from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.measures import level_distance_db, levels_db, measure
 from ezaudio.runtime.reference_data import MAX_BYTES, point_count, read_reference
+from ezaudio.runtime.teacher_forcing import TeacherForced
 from ezaudio.runtime.text_to_audio import TextToAudio
 
 FP16_LIMIT = 65504.0
@@ -79,6 +80,24 @@ def test_tensors_of_half_precision_have_their_headroom_in_the_certificate(typed_
         assert written == tensors.keys(), name
         assert all(0 < value * HEADROOM <= certificate.limit for value in tensors.values())
     assert certificate.islands == ()
+
+
+def test_tensors_watched_in_parts_reach_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where not all of a graph's tensors fit into memory at once."""
+    scope = Scope(prompts=CORPUS[:3], lengths=((0.4, 3),), mode_steps=2)
+    manifest = read_manifest(PACKAGED, verify=False)
+    tensors = {}
+    for name in ("denoiser", "decoder"):
+        nodes = typed_graphs.half_nodes(ir.load(PACKAGED / f"{name}.onnx"), name, "fp16")
+        tensors[name] = typed_graphs.half_tensors(nodes)[::40]
+    found = []
+    for limit in (1 << 30, 1 << 10):
+        monkeypatch.setattr(probes, "MAX_PROBED_BYTES", limit)
+        sessions = probes.ProbedSessions(PACKAGED, manifest, 1, tensors)
+        walk(TeacherForced(sessions, PACKAGED, manifest.config, scope.prompts), manifest, scope, lambda *_: None)
+        found.append([value for rows in sessions.largest.values() for value in rows.values()])
+    assert min(found[0]) > 0
+    assert found[1] == pytest.approx(found[0], rel=1e-5)
 
 
 def overflowing(factor: float) -> typed_bundle.Callable[[ir.Model, str], None]:
