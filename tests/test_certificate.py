@@ -209,8 +209,8 @@ def test_a_bf16_bundle_on_a_cpu_is_refused_in_one_line(debug_bundle: Path, tmp_p
 
     folder = changed(debug_bundle, tmp_path / "bf16", to_bf16)
     replace(read_manifest(folder), precision="bf16", target="tensorrt").write(folder)
-    with pytest.raises(BundleError, match="is for tensorrt, and ONNX Runtime computes no bf16 on a CPU: export one"):
-        TextToAudio(folder).generate("rain", duration_s=0.4, seed=1)
+    with pytest.raises(InputError, match="ONNX Runtime computes no bf16 on a CPU, which graphs for tensorrt ask for"):
+        TextToAudio(folder, backend="onnxruntime")
 
 
 def test_unknown_targets_are_refused(tmp_path: Path) -> None:
