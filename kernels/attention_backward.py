@@ -241,7 +241,8 @@ def _attention_backward(
     batch, heads, length, width = q.shape
     keys = k.shape[2]
     main, tail = tile_widths(width)
-    block_q, block_k, warps, stages = (32, 32, 8, 1) if q.dtype == torch.float32 else (64, 64, 4, 2)
+    # float32 products have no tensor cores: both operands sit in registers, and larger tiles spill.
+    block_q, block_k, warps, stages = (16, 16, 8, 1) if q.dtype == torch.float32 else (64, 64, 4, 2)
     dq, dk, dv, _, _ = _attention_backward_fake(dout, q, k, v, q_weight, q_bias, k_weight)
     packed_q, packed_k, delta = packed_like(q), pack_keys(k, k_weight, k_bias, cos, sin), torch.empty_like(lse)
     shape = {
