@@ -114,7 +114,7 @@ def _attention_bwd_dq_kernel(
             allowed = valid & (tl.load(mask_ptr + batch * keys + key, mask=valid, other=0) != 0)
         else:
             allowed = valid
-        share = tl.where(allowed[None, :], tl.exp2(score - lse[:, None]), 0.0)
+        share = tl.exp2(tl.where(allowed[None, :], score - lse[:, None], float("-inf")))
         dscore = narrow(share * (dshare - delta[:, None]), q_ptr.dtype.element_ty)
         dq_main = product(dscore, k_main, dq_main)
         if TAIL > 0:
@@ -196,7 +196,7 @@ def _attention_bwd_dkv_kernel(
             score = product(k_tail, tl.trans(q_tail), score)
             dshare = product(v_tail, tl.trans(dout_tail), dshare)
         # Rows past the end need no mask: their dout and delta are zero, and so is what they add.
-        share = tl.where(allowed[:, None], tl.exp2(score - lse[None, :]), 0.0)
+        share = tl.exp2(tl.where(allowed[:, None], score - lse[None, :], float("-inf")))
         dscore = narrow(share * (dshare - delta[None, :]), k_ptr.dtype.element_ty)
         share = narrow(share, v_ptr.dtype.element_ty)
         dv_main = product(share, dout_main, dv_main)

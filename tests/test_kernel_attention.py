@@ -25,18 +25,18 @@ def inputs(batch: int, length: int, keys: int, width: int, mean: float = 0.0) ->
         "q": random(batch, length, size, seed=1, mean=mean),
         "k": random(batch, keys, size, seed=2, mean=mean),
         "v": random(batch, keys, size, seed=3),
-        "q_weight": random(width, seed=4),
-        "q_bias": random(width, seed=5),
-        "k_weight": random(width, seed=6),
-        "k_bias": random(width, seed=7),
+        "q_weight": 1 + 0.5 * random(width, seed=4),
+        "q_bias": 0.5 * random(width, seed=5),
+        "k_weight": 1 + 0.5 * random(width, seed=6),
+        "k_bias": 0.5 * random(width, seed=7),
     }
 
 
 def key_mask(batch: int, keys: int) -> Tensor:
-    """Three in five keys valid, in the last row only its first."""
+    """Three in five keys valid, in the last clip only the first three."""
     mask = torch.rand(batch, keys, generator=torch.Generator().manual_seed(8)) < 0.6
     mask[:, 0] = True
-    mask[-1, 1:] = False
+    mask[-1, 3:] = False
     return mask
 
 
