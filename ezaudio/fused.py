@@ -16,7 +16,7 @@ from ezaudio.kernels import reference as ops
 from ezaudio.kernels.adaln import residual_norm
 from ezaudio.kernels.attention import qk_norm_attention
 from ezaudio.kernels.geglu import geglu
-from ezaudio.kernels import modulation
+from ezaudio.kernels.modulation import modulation
 from ezaudio.kernels.skip_norm import skip_norm
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def block_modulations(blocks: Sequence[DiTBlock], time_state: Tensor, shared: Te
     """(B, 6, D) float32 of each block, computed together. time_state (B, D), shared (B, 6D)."""
     adaln = [block.adaln for block in blocks]
     return list(
-        modulation.modulation(
+        modulation(
             time_state,
             shared,
             [part.lora_a.weight for part in adaln],
@@ -62,7 +62,7 @@ def attend(
 
 def mlp(block: FeedForward, x: Tensor) -> Tensor:
     """`FeedForward.forward` on the fused operator."""
-    return block.net[2](geglu(block.net[0].proj(x)))  # type: ignore[union-attr, operator]
+    return block.net[2](geglu(block.net[0].proj(x)))  # type: ignore[operator]
 
 
 def norm(
@@ -115,14 +115,14 @@ def run_unet(
     num_in = len(unet.in_blocks)
     modulations = block_modulations(blocks, time_state, shared)
     tokens, entered = Tokens(x), []
-    for block, modulation in zip(blocks[: num_in + 1], modulations, strict=False):
-        before, tokens = run_block(block, tokens, modulation, context, context_mask, rope)
+    for block, vectors in zip(blocks[: num_in + 1], modulations, strict=False):
+        before, tokens = run_block(block, tokens, vectors, context, context_mask, rope)
         entered.append(before)
     skips = entered[1:]  # what entered the next block is what left this one
     if residuals is not None:
         skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
-    for block, modulation in zip(blocks[num_in + 1 :], modulations[num_in + 1 :], strict=True):
-        _, tokens = run_block(block, tokens, modulation, context, context_mask, rope, skips.pop())
+    for block, vectors in zip(blocks[num_in + 1 :], modulations[num_in + 1 :], strict=True):
+        _, tokens = run_block(block, tokens, vectors, context, context_mask, rope, skips.pop())
     shift, scale = unet.time_ada_final(time_state).float().chunk(2, dim=-1)
     _, h = norm(tokens, unet.final_block.norm, shift, scale)
     return unet.final_block.final_layer(unet.final_block.linear(h).transpose(1, 2))
@@ -140,8 +140,9 @@ def run_in_blocks(
     """Tokens (B, L, D) that leave each in block. No norm follows the last: plain PyTorch adds its update."""
     blocks = [block for block in controlnet.in_blocks if isinstance(block, DiTBlock)]
     tokens, entered = Tokens(x), []
-    for block, modulation in zip(blocks, block_modulations(blocks, time_state, shared), strict=True):
-        before, tokens = run_block(block, tokens, modulation, context, context_mask, rope)
+    for block, vectors in zip(blocks, block_modulations(blocks, time_state, shared), strict=True):
+        before, tokens = run_block(block, tokens, vectors, context, context_mask, rope)
         entered.append(before)
-    assert tokens.update is not None and tokens.gate is not None
+    assert tokens.update is not None
+    assert tokens.gate is not None
     return [*entered[1:], ops.gated_residual(tokens.x, tokens.update, tokens.gate).to(tokens.x.dtype)]

@@ -81,10 +81,9 @@ def _attention_fwd_kernel(
         score = product(q_main, tl.trans(k_main), tl.zeros([BLOCK_Q, BLOCK_K], tl.float32))
         if TAIL > 0:
             score = product(q_tail, tl.trans(load_head(k_ptr, k_offset, valid, MAIN, TAIL, MAIN + TAIL)), score)
+        allowed = valid
         if MASKED:
             allowed = valid & (tl.load(mask_ptr + batch * keys + key, mask=valid, other=0) != 0)
-        else:
-            allowed = valid
         score = tl.where(allowed[None, :], score, float("-inf"))
         higher = tl.maximum(highest, tl.max(score, axis=1))
         shrink = tl.exp2(highest - higher)
@@ -174,7 +173,8 @@ def qk_norm_attention(
     Returns:
         (B, L, H·E).
     """
-    assert q.dtype == k.dtype == v.dtype and q.stride(3) == k.stride(3) == v.stride(3) == 1
+    assert q.dtype == k.dtype == v.dtype
+    assert q.stride(3) == k.stride(3) == v.stride(3) == 1
     cos, sin = (None, None) if rope is None else (table.contiguous() for table in rope)
     mask = None if key_mask is None else key_mask.contiguous()
     assert cos is None or (cos.shape[0] >= max(q.shape[2], k.shape[2]) and cos.dtype == torch.float32)

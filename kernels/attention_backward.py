@@ -110,10 +110,9 @@ def _attention_bwd_dq_kernel(
             k_tail = load_head(k_ptr, k_offset, valid, MAIN, TAIL, MAIN + TAIL)
             score = product(q_tail, tl.trans(k_tail), score)
             dshare = product(dout_tail, tl.trans(load_head(v_ptr, v_offset, valid, MAIN, TAIL, E)), dshare)
+        allowed = valid
         if MASKED:
             allowed = valid & (tl.load(mask_ptr + batch * keys + key, mask=valid, other=0) != 0)
-        else:
-            allowed = valid
         share = tl.exp2(tl.where(allowed[None, :], score - lse[:, None], float("-inf")))
         dscore = narrow(share * (dshare - delta[:, None]), q_ptr.dtype.element_ty)
         dq_main = product(dscore, k_main, dq_main)
@@ -274,29 +273,15 @@ def _attention_backward_fake(
     return q.new_empty((batch, length, heads, width)), dk, dv, dnorm_q, dnorm_k
 
 
-def attention_backward(
-    dout: Tensor,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    q_weight: Tensor,
-    q_bias: Tensor,
-    k_weight: Tensor,
-    k_bias: Tensor,
-    cos: Tensor | None,
-    sin: Tensor | None,
-    key_mask: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-) -> tuple[Tensor, ...]:
-    """Gradients of q, k, v (B, H, ·, E) and of the norms' weight and bias (E,) of q, then of k.
+def attention_backward(dout: Tensor, *forward: Tensor | None) -> tuple[Tensor, ...]:
+    """Gradients of q, k, v (B, H, ·, E), then of the norms' weight and bias (E,), of q and of k.
 
     Args:
-        dout: (B, L, H, E) contiguous; the rest is what forward took and gave.
+        dout: (B, L, H, E) contiguous.
+        forward: what forward took and gave, in that order.
     """
-    dq, dk, dv, (dq_weight, dq_bias), (dk_weight, dk_bias) = _attention_backward(
-        dout, q, k, v, q_weight, q_bias, k_weight, k_bias, cos, sin, key_mask, out, lse
-    )
+    dq, dk, dv, dnorm_q, dnorm_k = _attention_backward(dout, *forward)
     heads = (x.transpose(1, 2) for x in (dq, dk, dv))
-    norms = (dq_weight.to(q_weight.dtype), dq_bias.to(q_bias.dtype), dk_weight.to(k_weight.dtype), dk_bias.to(k_bias.dtype))
+    weights = (weight.dtype for weight in forward[3:7] if weight is not None)
+    norms = (x.to(dtype) for x, dtype in zip((*dnorm_q, *dnorm_k), weights, strict=True))
     return *heads, *norms

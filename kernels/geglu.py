@@ -1,7 +1,7 @@
 """Fused GEGLU: value·GELU(gate) with the exact erf, x = [value, gate].
 
-    Φ(g) = (1 + erf(g/√2))/2        y = v·g·Φ(g)
-    dv = dy·g·Φ(g)                  dg = dy·v·(Φ(g) + g·e^(−g²/2)/√(2π))
+Φ(g) = (1 + erf(g/√2))/2        y = v·g·Φ(g)
+dv = dy·g·Φ(g)                  dg = dy·v·(Φ(g) + g·e^(−g²/2)/√(2π))
 """
 
 from __future__ import annotations

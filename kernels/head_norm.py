@@ -12,7 +12,6 @@ on the order of columns, so packed keys are also what memory holds between kerne
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -40,7 +39,13 @@ def load_head(
 
 @triton.jit
 def store_head(
-    ptr: tl.pointer_type, offset: tl.tensor, mask: tl.tensor, x: tl.tensor, FIRST: tl.constexpr, WIDTH: tl.constexpr, E: tl.constexpr
+    ptr: tl.pointer_type,
+    offset: tl.tensor,
+    mask: tl.tensor,
+    x: tl.tensor,
+    FIRST: tl.constexpr,
+    WIDTH: tl.constexpr,
+    E: tl.constexpr,
 ) -> None:
     column = FIRST + tl.arange(0, WIDTH)
     target = ptr + offset[:, None] + column[None, :]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-
 HALF_PI = tl.constexpr(1.5707963267948966)
 
 

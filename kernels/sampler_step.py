@@ -214,8 +214,10 @@ def sampler_step(
     """
     tensors = (latents, conditional, negative, previous_clean, noise, given)
     assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors if t is not None)
-    assert (negative is None) == (scale is None) == (rescale is None) and (given is None) == (mask is None)
-    assert (seeds is None) == (items is None) and (seeds is None or noise is None)
+    assert (negative is None) == (scale is None) == (rescale is None)
+    assert (given is None) == (mask is None)
+    assert (seeds is None) == (items is None)
+    assert seeds is None or noise is None
     return _sampler_step(
         latents, conditional, row, negative, previous_clean, scale, rescale, noise, seeds, items, step, given, mask
     )

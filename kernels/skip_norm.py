@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels.adaln import rows_per_program, tile_shape
+from ezaudio.kernels.adaln_backward import batch_stride, rows_per_program, tile_shape
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
@@ -163,13 +163,6 @@ def _skip_norm_bwd_kernel(
     tl.store(partial + 4 * WIDTH, total_gate, mask=valid)
 
 
-def _gate_stride(gate: Tensor | None) -> int:
-    if gate is None:
-        return 0
-    assert gate.dtype == torch.float32 and gate.stride(1) == 1, (gate.dtype, gate.stride())
-    return gate.stride(0)
-
-
 @torch.library.custom_op(
     "ezaudio::skip_norm",
     mutates_args=(),
@@ -180,18 +173,16 @@ def _skip_norm(
 ) -> Tensor:
     batch, length, width = x.shape
     block, rows = tile_shape(2 * width)
-    out = _skip_norm_fake(x, update, gate, skip, weight, bias)
+    out = _skip_norm_fake(x)
     _skip_norm_fwd_kernel[(triton.cdiv(length, rows), batch)](
-        x, update, gate, skip, weight, bias, out, length, _gate_stride(gate),
+        x, update, gate, skip, weight, bias, out, length, batch_stride(gate),
         WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
     )  # fmt: skip
     return out
 
 
 @_skip_norm.register_fake
-def _skip_norm_fake(
-    x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
+def _skip_norm_fake(x: Tensor, *_: Tensor | None) -> Tensor:
     return x.new_empty((*x.shape[:2], 2 * x.shape[2]))
 
 
@@ -211,7 +202,7 @@ def _skip_norm_backward(
     dx, dupdate, dskip, _ = _skip_norm_backward_fake(dout, x, update, gate, skip, weight)
     partial = x.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
     _skip_norm_bwd_kernel[(programs, batch)](
-        dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, _gate_stride(gate), per_program,
+        dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, batch_stride(gate), per_program,
         WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
     )  # fmt: skip
     return dx, dupdate, dskip, partial.sum(1)

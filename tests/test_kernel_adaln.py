@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import adaln, modulation
+from ezaudio.kernels import adaln, adaln_backward, modulation
 from ezaudio.kernels import reference as ops
 
 FORMS = ["plain", "modulated", "gated", "ungated-modulated", "gated-modulated"]
@@ -81,9 +81,9 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
 
 
 def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaln, "PROGRAMS", 3)
-    monkeypatch.setattr(adaln, "TILE", 64)
-    assert adaln.rows_per_program(2, 37, 2) == 26
+    monkeypatch.setattr(adaln_backward, "PROGRAMS", 3)
+    monkeypatch.setattr(adaln_backward, "TILE", 64)
+    assert adaln_backward.rows_per_program(2, 37, 2) == 26
     assert fails("gated-modulated", SHAPES["many-programs"], torch.float32) == {}
 
 
@@ -126,13 +126,11 @@ def test_two_runs_give_equal_bits(form: str) -> None:
     ],
     ids=lambda value: value.strip()[:28],
 )
-def test_a_dropped_term_is_caught(
-    old: str, new: str, gradient: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    module = mutant(tmp_path, "adaln.py", old, new)("adaln")
-    monkeypatch.setattr(module, "PROGRAMS", 3)
-    monkeypatch.setattr(module, "TILE", 64)
-    assert gradient in fails("gated-modulated", SHAPES["many-programs"], torch.float32, module)
+def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
+    load = mutant(tmp_path, "adaln.py" if gradient.startswith("out") else "adaln_backward.py", old, new)
+    backward = load("adaln_backward")
+    backward.PROGRAMS, backward.TILE = 3, 64  # several tiles a program, or a lost running total would not show
+    assert gradient in fails("gated-modulated", SHAPES["many-programs"], torch.float32, load("adaln"))
 
 
 def test_modulation_of_all_blocks_is_that_of_each() -> None:

@@ -1,4 +1,4 @@
-"""Every kernel compiles ahead of time for the GPUs we care about: no spills, no atomics, tensor cores where they count."""
+"""Every kernel compiles ahead of time for three GPUs: no spills, no atomics, tensor cores in the products."""
 
 from __future__ import annotations
 

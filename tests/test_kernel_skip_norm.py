@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import adaln, skip_norm
+from ezaudio.kernels import adaln_backward, skip_norm
 from ezaudio.kernels import reference as ops
 
 SHAPES = {"ragged": (2, 7, 24), "length-1": (3, 1, 32), "many-programs": (2, 37, 20)}
@@ -96,12 +96,12 @@ def test_two_runs_give_equal_bits() -> None:
 )
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
     load = mutant(tmp_path, "skip_norm.py", old, new)
-    rows = load("adaln")
+    rows = load("adaln_backward")
     rows.PROGRAMS, rows.TILE = 3, 64  # several tiles a program, or a lost running total would not show
     assert gradient in fails(SHAPES["many-programs"], torch.float32, module=load("skip_norm"))
 
 
 def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaln, "PROGRAMS", 3)
-    monkeypatch.setattr(adaln, "TILE", 64)
+    monkeypatch.setattr(adaln_backward, "PROGRAMS", 3)
+    monkeypatch.setattr(adaln_backward, "TILE", 64)
     assert fails(SHAPES["many-programs"], torch.float32) == {}
