@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ezaudio.kernels.attention_backward import attention_backward
-from ezaudio.kernels.head_norm import load_head, norm_rope, pack_keys, store_head, tile_widths
+from ezaudio.kernels.head_norm import load_head, norm_rope, pack, store_head, tile_widths
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow, product
 
@@ -126,7 +126,7 @@ def _attention(
     block_q, block_k, warps, stages = (32, 32, 4, 2) if q.dtype == torch.float32 else (128, 64, 8, 3)
     out, lse = _attention_fake(q, k, v)
     _attention_fwd_kernel[(triton.cdiv(length, block_q), batch * heads)](
-        q, pack_keys(k, k_weight, k_bias, cos, sin), v, q_weight, q_bias, cos, sin, key_mask, out, lse,
+        q, pack(k, k_weight, k_bias, cos, sin), v, q_weight, q_bias, cos, sin, key_mask, out, lse,
         length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=LOG2_E / math.sqrt(width),
         E=width, MAIN=main, TAIL=tail, BLOCK_Q=block_q, BLOCK_K=block_k, EPS=NORM_EPS, ROPE=cos is not None,
         MASKED=key_mask is not None, num_warps=warps, num_stages=stages,

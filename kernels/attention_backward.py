@@ -20,10 +20,8 @@ from torch import Tensor
 
 from ezaudio.kernels.head_norm import (
     load_head,
-    norm_rope,
     norm_rope_backward,
-    pack_keys,
-    packed_like,
+    pack,
     store_head,
     tile_widths,
 )
@@ -36,10 +34,10 @@ LN_2 = tl.constexpr(0.6931471805599453)
 @triton.jit
 def _attention_bwd_dq_kernel(
     q_ptr: tl.pointer_type,  # (B, H, L, E), last stride 1
+    packed_ptr: tl.pointer_type,  # (B, H, L, MAIN + TAIL) q̂, packed
     k_ptr: tl.pointer_type,  # (B, H, S, MAIN + TAIL) k̂, packed
     v_ptr: tl.pointer_type,  # (B, H, S, E), last stride 1
     weight_ptr: tl.pointer_type,  # (E,) norm of q
-    bias_ptr: tl.pointer_type,  # (E,)
     cos_ptr: tl.pointer_type,  # (L, E/2)
     sin_ptr: tl.pointer_type,  # (L, E/2)
     mask_ptr: tl.pointer_type,  # (B, S) bytes
@@ -47,7 +45,6 @@ def _attention_bwd_dq_kernel(
     dout_ptr: tl.pointer_type,  # (B, L, H, E)
     lse_ptr: tl.pointer_type,  # (B, H, L) float32
     delta_ptr: tl.pointer_type,  # (B, H, L) float32, written for the other kernel
-    packed_ptr: tl.pointer_type,  # (B, H, L, MAIN + TAIL) q̂, written for the other kernel
     dq_ptr: tl.pointer_type,  # (B, L, H, E)
     partial_ptr: tl.pointer_type,  # (B·H·blocks, 2, E) float32: dw, db of the norm
     length: int,
@@ -73,20 +70,14 @@ def _attention_bwd_dq_kernel(
     batch, in_batch = head // heads, head % heads
     row = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     row_mask = row < length
-    q_offset = batch * q_batch + in_batch * q_head + row.to(tl.int64) * q_row
-    main, tail = norm_rope(
-        q_ptr, q_offset, row, row_mask, weight_ptr, bias_ptr, cos_ptr, sin_ptr, BLOCK_Q, E, MAIN, TAIL, EPS, ROPE
-    )
-    q_main = narrow(main * SCALE, q_ptr.dtype.element_ty)
-    q_tail = narrow(tail * SCALE, q_ptr.dtype.element_ty)
     packed_offset = (head * length + row) * (MAIN + TAIL)
-    store_head(packed_ptr, packed_offset, row_mask, main * SCALE, 0, MAIN, MAIN)
+    q_main = load_head(packed_ptr, packed_offset, row_mask, 0, MAIN, MAIN)
     out_offset = (batch * length + row) * (heads * E) + in_batch * E
     dout_main = load_head(dout_ptr, out_offset, row_mask, 0, MAIN, E)
     out = load_head(out_ptr, out_offset, row_mask, 0, MAIN, E).to(tl.float32)
     delta = tl.sum(out * dout_main.to(tl.float32), axis=1)
     if TAIL > 0:
-        store_head(packed_ptr, packed_offset, row_mask, tail * SCALE, MAIN, TAIL, MAIN + TAIL)
+        q_tail = load_head(packed_ptr, packed_offset, row_mask, MAIN, TAIL, MAIN + TAIL)
         dout_tail = load_head(dout_ptr, out_offset, row_mask, MAIN, TAIL, E)
         out = load_head(out_ptr, out_offset, row_mask, MAIN, TAIL, E).to(tl.float32)
         delta += tl.sum(out * dout_tail.to(tl.float32), axis=1)
@@ -118,6 +109,7 @@ def _attention_bwd_dq_kernel(
         dq_main = product(dscore, k_main, dq_main)
         if TAIL > 0:
             dq_tail = product(dscore, k_tail, dq_tail)
+    q_offset = batch * q_batch + in_batch * q_head + row.to(tl.int64) * q_row
     program = head * tl.num_programs(0) + tl.program_id(0)
     norm_rope_backward(
         dq_main * (SCALE * LN_2), dq_tail * (SCALE * LN_2), q_ptr, q_offset, row, row_mask, weight_ptr, cos_ptr,
@@ -215,6 +207,24 @@ def _attention_bwd_dkv_kernel(
     )  # fmt: skip
 
 
+def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]]:
+    """Tile sizes and warps of the two kernels: the largest that spill no registers on sm_80, sm_90 and sm_120.
+
+    float32 products have no tensor cores, so both their operands sit in registers. On sm_90 the 64 rows of a result
+    are what a warpgroup product needs.
+    """
+    if dtype == torch.float32:
+        small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1}
+        return small, small
+    if tail:
+        return (
+            {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
+            {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
+        )
+    square = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+    return square, square
+
+
 @torch.library.custom_op(
     "ezaudio::attention_backward",
     mutates_args=(),
@@ -240,25 +250,26 @@ def _attention_backward(
     batch, heads, length, width = q.shape
     keys = k.shape[2]
     main, tail = tile_widths(width)
-    # float32 products have no tensor cores: both operands sit in registers, and larger tiles spill.
-    block_q, block_k, warps, stages = (16, 16, 8, 1) if q.dtype == torch.float32 else (64, 64, 4, 2)
+    dq_tile, dkv_tile = tiles(q.dtype, tail)
     dq, dk, dv, _, _ = _attention_backward_fake(dout, q, k, v, q_weight, q_bias, k_weight)
-    packed_q, packed_k, delta = packed_like(q), pack_keys(k, k_weight, k_bias, cos, sin), torch.empty_like(lse)
+    scale = math.log2(math.e) / math.sqrt(width)
+    packed_q = pack(q, q_weight, q_bias, cos, sin, scale)
+    packed_k, delta = pack(k, k_weight, k_bias, cos, sin), torch.empty_like(lse)
     shape = {
-        "E": width, "MAIN": main, "TAIL": tail, "BLOCK_Q": block_q, "BLOCK_K": block_k, "EPS": NORM_EPS,
-        "ROPE": cos is not None, "MASKED": key_mask is not None, "num_warps": warps, "num_stages": stages,
+        "E": width, "MAIN": main, "TAIL": tail, "EPS": NORM_EPS, "ROPE": cos is not None,
+        "MASKED": key_mask is not None,
     }  # fmt: skip
-    grid = triton.cdiv(length, block_q), batch * heads
+    grid = triton.cdiv(length, dq_tile["BLOCK_Q"]), batch * heads
     partial_q = lse.new_empty((grid[0] * grid[1], 2, width))
     _attention_bwd_dq_kernel[grid](
-        q, packed_k, v, q_weight, q_bias, cos, sin, key_mask, out, dout, lse, delta, packed_q, dq, partial_q,
-        length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=math.log2(math.e) / math.sqrt(width), **shape,
+        q, packed_q, packed_k, v, q_weight, cos, sin, key_mask, out, dout, lse, delta, dq, partial_q,
+        length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=scale, **shape, **dq_tile,
     )  # fmt: skip
-    grid = triton.cdiv(keys, block_k), batch * heads
+    grid = triton.cdiv(keys, dkv_tile["BLOCK_K"]), batch * heads
     partial_k = lse.new_empty((grid[0] * grid[1], 2, width))
     _attention_bwd_dkv_kernel[grid](
         packed_q, k, packed_k, v, k_weight, cos, sin, key_mask, dout, lse, delta, dk, dv, partial_k,
-        length, keys, heads, *k.stride()[:3], *v.stride()[:3], **shape,
+        length, keys, heads, *k.stride()[:3], *v.stride()[:3], **shape, **dkv_tile,
     )  # fmt: skip
     return dq, dk, dv, partial_q.sum(0), partial_k.sum(0)
 

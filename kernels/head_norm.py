@@ -230,6 +230,7 @@ def _norm_rope_fwd_kernel(
     batch_stride: int,
     head_stride: int,
     row_stride: int,
+    SCALE: tl.constexpr,
     ROWS: tl.constexpr,
     E: tl.constexpr,
     MAIN: tl.constexpr,
@@ -237,7 +238,7 @@ def _norm_rope_fwd_kernel(
     EPS: tl.constexpr,
     ROPE: tl.constexpr,
 ) -> None:
-    """Packed rope(LN(x)), once for all blocks of queries: in their inner loop it would be done again for each."""
+    """Packed rope(LN(x))·SCALE, once for all that read it: in an inner loop it would be done again for each block."""
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = row < length
@@ -246,24 +247,21 @@ def _norm_rope_fwd_kernel(
         x_ptr, offset, row, row_mask, weight_ptr, bias_ptr, cos_ptr, sin_ptr, ROWS, E, MAIN, TAIL, EPS, ROPE
     )
     packed = out_ptr + (head * length + row)[:, None] * (MAIN + TAIL)
-    tl.store(packed + tl.arange(0, MAIN)[None, :], narrow(main, out_ptr.dtype.element_ty), mask=row_mask[:, None])
+    tl.store(
+        packed + tl.arange(0, MAIN)[None, :], narrow(main * SCALE, out_ptr.dtype.element_ty), mask=row_mask[:, None]
+    )
     if TAIL > 0:
         target = packed + MAIN + tl.arange(0, TAIL)[None, :]
-        tl.store(target, narrow(tail, out_ptr.dtype.element_ty), mask=row_mask[:, None])
+        tl.store(target, narrow(tail * SCALE, out_ptr.dtype.element_ty), mask=row_mask[:, None])
 
 
-def packed_like(x: Tensor) -> Tensor:
-    """Memory for the packed rows of x (B, H, L, E): (B, H, L, MAIN + TAIL), not written yet."""
-    return x.new_empty((*x.shape[:3], sum(tile_widths(x.shape[3]))))
-
-
-def pack_keys(x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor | None, sin: Tensor | None) -> Tensor:
-    """rope(LN(x)) of (B, H, L, E), last stride 1, as packed rows (B, H, L, MAIN + TAIL) for the attention kernels."""
+def pack(x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor | None, sin: Tensor | None, scale: float = 1.0) -> Tensor:
+    """rope(LN(x))·scale of (B, H, L, E), last stride 1, as packed rows (B, H, L, MAIN + TAIL)."""
     batch, heads, length, width = x.shape
     main, tail = tile_widths(width)
-    out = packed_like(x)
+    out = x.new_empty((batch, heads, length, main + tail))
     _norm_rope_fwd_kernel[(triton.cdiv(length, 64), batch * heads)](
         x, weight, bias, cos, sin, out, length, heads, *x.stride()[:3],
-        ROWS=64, E=width, MAIN=main, TAIL=tail, EPS=NORM_EPS, ROPE=cos is not None, num_warps=4,
+        SCALE=scale, ROWS=64, E=width, MAIN=main, TAIL=tail, EPS=NORM_EPS, ROPE=cos is not None, num_warps=4,
     )  # fmt: skip
     return out
