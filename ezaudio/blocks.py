@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 import torch
@@ -182,3 +183,9 @@ def time_state(embed: TimestepEmbed, timesteps: Tensor) -> Tensor:
 def context_embed(context_width: int, width: int) -> nn.Sequential:
     """Text states → model width, once for all blocks."""
     return nn.Sequential(nn.Linear(context_width, width), nn.SiLU(), nn.Linear(width, width))
+
+
+def require_triton() -> None:
+    """Raises RuntimeError when Triton, which only the fused path needs, is not installed."""
+    if importlib.util.find_spec("triton") is None:
+        raise RuntimeError("fuse() needs Triton: pip install 'ezaudio[gpu]' (Linux, NVIDIA)")

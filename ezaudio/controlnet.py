@@ -73,6 +73,7 @@ class ControlNet(nn.Module):
     def __init__(self, dit: DiTConfig, config: ControlNetConfig) -> None:
         super().__init__()
         self.config = dit
+        self.fused = False
         width = dit.width
         self.patch_embed = blocks.PatchEmbed(dit.input_channels, width)
         self.time_embed = blocks.TimestepEmbed(width)
@@ -83,6 +84,12 @@ class ControlNet(nn.Module):
         self.controlnet_zero_blocks = nn.ModuleList(nn.Linear(width, width) for _ in range(dit.num_in_blocks))
         for parameter in self.controlnet_zero_blocks.parameters():
             nn.init.zeros_(parameter)
+
+    def fuse(self) -> ControlNet:
+        """As `MaskDiT.fuse`."""
+        blocks.require_triton()
+        self.fused = True
+        return self
 
     def forward(
         self,
@@ -100,8 +107,14 @@ class ControlNet(nn.Module):
         time_state = blocks.time_state(self.time_embed, timesteps)
         shared = self.time_ada(time_state)
         context = self.context_embed(context)
-        residuals = []
-        for block, zero in zip(self.in_blocks, self.controlnet_zero_blocks, strict=True):
-            x = block(x, time_state, shared, context, context_mask, rope)
-            residuals.append(zero(x) * conditioning_scale)
-        return residuals
+        if self.fused:
+            from ezaudio import fused
+
+            states = fused.run_in_blocks(self, x, time_state, shared, context, context_mask, rope)
+        else:
+            states = []
+            for block in self.in_blocks:
+                x = block(x, time_state, shared, context, context_mask, rope)
+                states.append(x)
+        zero_blocks = zip(self.controlnet_zero_blocks, states, strict=True)
+        return [zero(state) * conditioning_scale for zero, state in zero_blocks]

@@ -18,6 +18,7 @@ class UDiT(nn.Module):
     def __init__(self, config: DiTConfig) -> None:
         super().__init__()
         self.config = config
+        self.fused = False
         width = config.width
         self.patch_embed = blocks.PatchEmbed(config.input_channels, width)
         self.time_embed = blocks.TimestepEmbed(width)
@@ -47,6 +48,10 @@ class UDiT(nn.Module):
         time_state = blocks.time_state(self.time_embed, timesteps)
         shared = self.time_ada(time_state)
         context = self.context_embed(context)
+        if self.fused:
+            from ezaudio import fused
+
+            return fused.run_unet(self, x, time_state, shared, context, context_mask, rope, residuals)
         skips = []
         for index, block in enumerate(self.in_blocks):
             x = block(x, time_state, shared, context, context_mask, rope)
@@ -86,6 +91,17 @@ class MaskDiT(nn.Module):
             nn.init.zeros_(block.cross_attn.proj.weight)
             nn.init.zeros_(block.mlp.net.get_parameter("2.weight"))
         nn.init.zeros_(self.model.final_block.linear.weight)
+
+    def fuse(self) -> MaskDiT:
+        """Switch AdaLN, attention, GEGLU and skip norm to the Triton kernels, for training and inference. Export takes
+        the model before.
+
+        Raises:
+            RuntimeError: Triton is not installed.
+        """
+        blocks.require_triton()
+        self.model.fused = True
+        return self
 
     def assemble(self, x: Tensor, given: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Concatenate noisy latent, given latent and mask along channels.

@@ -3,11 +3,12 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+import torch
 from filelock import FileLock
 
 if TYPE_CHECKING:
@@ -15,6 +16,10 @@ if TYPE_CHECKING:
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process, in torch and in what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Without a GPU Triton's kernels run in its interpreter. It decides when a kernel is defined, so before any is imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
 
 # The helper modules of the tests are imported by name whichever folder pytest starts from.
 sys.path.insert(0, str(Path(__file__).parent))
@@ -71,3 +76,16 @@ def typed_debug_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFact
         if not (shared / "debug-typed").exists():
             typed.retyped(debug_bundle, shared / "debug-typed", "fp16")
     return shared / "debug-typed"
+
+
+@pytest.fixture(autouse=True)
+def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
+    """In the tests of kernels, new memory holds NaN: what a kernel forgets to write is seen."""
+    if not request.module.__name__.split(".")[-1].startswith("test_kernel"):
+        yield
+        return
+    torch.use_deterministic_algorithms(True)
+    assert torch.utils.deterministic.fill_uninitialized_memory
+    assert torch.zeros(1).new_empty(3).isnan().all()
+    yield
+    torch.use_deterministic_algorithms(False)

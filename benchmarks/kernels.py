@@ -1,0 +1,357 @@
+"""The Triton kernels on a GPU: correctness first, then time against eager, torch.compile, SDPA and FlexAttention.
+
+    python benchmarks/kernels.py          # from a checkout; needs PyTorch ≥ 2.11 and Triton ≥ 3.6, nothing else
+
+Every contender is captured as a CUDA graph, so that hosts do not count, and timed in turn with a cold second-level
+cache; a ratio is the median over the rounds, with its 20th and 80th percentile. Without a GPU it prints what each
+operator has to move and compute, and measures nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from checkout import ROOT, use_checkout
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+use_checkout("kernels", "runtime")
+
+from ezaudio import sampling  # noqa: E402
+from ezaudio.kernels import reference as ops  # noqa: E402
+
+Operator = Callable[..., Tensor | tuple[Tensor, ...]]
+WIDTHS = {"l": 1024, "xl": 1152}
+HEADS, FRAMES, TOKENS, CHANNELS = 16, 500, 100, 128
+ROUNDS = 9
+BACKENDS = {
+    "flash": SDPBackend.FLASH_ATTENTION,
+    "cudnn": SDPBackend.CUDNN_ATTENTION,
+    "efficient": SDPBackend.EFFICIENT_ATTENTION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """One operator at one width.
+
+    Attributes:
+        shapes: of the inputs, float32 where the name starts with "m_", else bf16.
+        moved: bytes that forward, and forward with backward, cannot avoid.
+        flops: of the products alone, likewise.
+        rivals: name → operator, beside eager and torch.compile of `plain`.
+    """
+
+    name: str
+    plain: Operator
+    fused: Operator
+    shapes: dict[str, tuple[int, ...]]
+    moved: tuple[int, int]
+    flops: tuple[int, int]
+    rivals: dict[str, Operator]
+    dtype: torch.dtype = torch.bfloat16
+    trained: bool = True
+
+    def inputs(self, device: str, batch: int | None = None) -> dict[str, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        made = {}
+        for name, shape in self.shapes.items():
+            size = shape if batch is None or len(shape) < 2 else (batch, *shape[1:])
+            dtype = torch.float32 if name.startswith("m_") else self.dtype
+            made[name] = torch.randn(size, generator=generator).to(self.dtype).to(device, dtype)
+        return made
+
+
+def norm_cases(batch: int, width: int) -> list[Case]:
+    def gated(x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, **m: Tensor) -> tuple[Tensor, Tensor]:
+        total = ops.gated_residual(x, update, m["m_gate"].to(x.dtype))
+        shift, scale = m["m_shift"].to(x.dtype), m["m_scale"].to(x.dtype)
+        return total, ops.modulated_norm(total, weight, bias, shift, scale)
+
+    def fused_gated(x: Tensor, update: Tensor, weight: Tensor, bias: Tensor, **m: Tensor) -> tuple[Tensor, ...]:
+        from ezaudio.kernels.adaln import residual_norm
+
+        return residual_norm(x, weight, bias, update, m["m_gate"], m["m_shift"], m["m_scale"])
+
+    def skip(x: Tensor, skip: Tensor, update: Tensor, weight: Tensor, bias: Tensor, m_gate: Tensor) -> Tensor:
+        both = torch.cat([ops.gated_residual(x, update, m_gate.to(x.dtype)), skip], dim=-1)
+        return F.layer_norm(both, weight.shape, weight, bias, ops.NORM_EPS)
+
+    def fused_skip(x: Tensor, skip: Tensor, update: Tensor, weight: Tensor, bias: Tensor, m_gate: Tensor) -> Tensor:
+        from ezaudio.kernels.skip_norm import skip_norm
+
+        return skip_norm(x, skip, weight, bias, update, m_gate)
+
+    def fused_geglu(x: Tensor) -> Tensor:
+        from ezaudio.kernels.geglu import geglu
+
+        return geglu(x)
+
+    tokens, row = (batch, FRAMES, width), (width,)
+    size = 2 * batch * FRAMES * width  # bytes of one tensor of tokens
+    vectors = dict.fromkeys(("m_gate", "m_shift", "m_scale"), (batch, width))
+    adaln = {"x": tokens, "update": tokens, "weight": row, "bias": row, **vectors}
+    skipping = {"x": tokens, "skip": tokens, "update": tokens, "weight": (2 * width,), "bias": (2 * width,)}
+    skipping["m_gate"] = (batch, width)
+    return [
+        Case("adaln-sola", gated, fused_gated, adaln, (4 * size, 10 * size), (0, 0), {}),
+        Case("skip norm", skip, fused_skip, skipping, (5 * size, 13 * size), (0, 0), {}),
+        Case("geglu", ops.geglu, fused_geglu, {"x": (batch, FRAMES, 8 * width)}, (12 * size, 32 * size), (0, 0), {}),
+    ]
+
+
+def attention_cases(batch: int, width: int, device: str) -> list[Case]:
+    head = width // HEADS
+    rope = tuple(table.to(device) for table in ops.rope_tables(FRAMES, head))
+    mask = (torch.arange(TOKENS)[None] < torch.linspace(1, TOKENS, batch)[:, None]).to(device)
+
+    def call(operator: Operator, self_attention: bool, **x: Tensor) -> Tensor:
+        q, k, v = (ops.split_heads(x[name], HEADS) for name in "qkv")
+        norms = (x["q_weight"], x["q_bias"]), (x["k_weight"], x["k_bias"])
+        valid = None if self_attention else mask[: q.shape[0]]
+        return operator(q, k, v, *norms, rope if self_attention else None, valid)  # type: ignore[return-value]
+
+    def fused(*args: Any) -> Tensor:
+        from ezaudio.kernels.attention import qk_norm_attention
+
+        return qk_norm_attention(*args)
+
+    def with_backend(backend: SDPBackend, *args: Any) -> Tensor:
+        with sdpa_kernel(backend):
+            return ops.qk_norm_attention(*args)
+
+    def flex(q: Tensor, k: Tensor, v: Tensor, norm_q: Any, norm_k: Any, rope: Any, key_mask: Tensor | None) -> Tensor:
+        from torch.nn.attention.flex_attention import flex_attention
+
+        q, k = (F.layer_norm(x, (head,), *norm, ops.NORM_EPS) for x, norm in ((q, norm_q), (k, norm_k)))
+        if rope is not None:
+            q, k = ops.apply_rope(q, *rope), ops.apply_rope(k, *rope)
+        keep = None
+        if key_mask is not None:
+
+            def keep(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
+                return torch.where(key_mask[b, j], score, -float("inf"))
+
+        return flex_attention(q, k, v, score_mod=keep).transpose(1, 2).flatten(2)  # type: ignore[union-attr, return-value]
+
+    cases = []
+    for name, keys in (("self-attention", FRAMES), ("cross-attention", TOKENS)):
+        own = name == "self-attention"
+        shapes = {"q": (batch, FRAMES, width), "k": (batch, keys, width), "v": (batch, keys, width)}
+        shapes |= {f"{side}_{part}": (head,) for side in "qk" for part in ("weight", "bias")}
+        queries, keyed = 2 * batch * FRAMES * width, 2 * batch * keys * width
+        product = 2 * batch * FRAMES * keys * width
+        rivals: dict[str, Operator] = {
+            f"compiled + SDPA {label}": torch.compile(partial(call, partial(with_backend, backend), own), dynamic=False)
+            for label, backend in BACKENDS.items()
+        }
+        rivals["FlexAttention"] = torch.compile(partial(call, flex, own), dynamic=False)
+        moved = 2 * queries + 2 * keyed, 6 * queries + 6 * keyed
+        plain, ours = partial(call, ops.qk_norm_attention, own), partial(call, fused, own)
+        cases.append(Case(name, plain, ours, shapes, moved, (2 * product, 7 * product), rivals))
+    return cases
+
+
+def sampler_case(batch: int, device: str) -> Case:
+    coefficients = torch.tensor([0.9, -0.1, 0.05, 0.2, 0.7, -0.6], device=device)
+    weights = torch.tensor([5.0, 0.75], device=device)
+
+    def plain(latents: Tensor, c: Tensor, u: Tensor, p: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        scale, rescale = weights[:, None].expand(2, len(latents)).unbind(0)
+        return sampling.solver_step(coefficients, latents, sampling.guide(c, u, scale, rescale), p, noise)
+
+    def fused(latents: Tensor, c: Tensor, u: Tensor, p: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        from ezaudio.kernels.sampler_step import sampler_step
+
+        scale, rescale = weights[:, None].repeat(1, len(latents)).unbind(0)
+        return sampler_step(latents, c, coefficients, u, p, scale, rescale, noise)
+
+    shapes = dict.fromkeys(("latents", "c", "u", "p", "noise"), (batch, CHANNELS, FRAMES))
+    moved = 7 * 4 * batch * CHANNELS * FRAMES
+    return Case("sampler step", plain, fused, shapes, (moved, moved), (0, 0), {}, torch.float32, trained=False)
+
+
+def run(operator: Operator, inputs: dict[str, Tensor], train: bool, upstream: list[Tensor]) -> list[Tensor]:
+    """Outputs, and with `train` the gradients of all inputs."""
+    outputs = operator(**inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
+    if not train:
+        return list(outputs)
+    return [*outputs, *torch.autograd.grad(outputs, list(inputs.values()), upstream)]
+
+
+def wrong(case: Case, device: str) -> list[str]:
+    """Outputs and gradients over 2 × eager's error + 2 ulp, against float64, at batch 2."""
+    given = case.inputs(device, batch=2)
+    found = []
+    upstream: list[Tensor] = []
+    for operator, dtype in ((case.plain, torch.float64), (case.plain, case.dtype), (case.fused, None)):
+        inputs = {name: x.to(dtype or x.dtype).detach().requires_grad_(case.trained) for name, x in given.items()}
+        if not upstream:
+            outputs = run(operator, inputs, False, [])
+            upstream = [torch.randn(out.shape, device=device).to(case.dtype) for out in outputs]
+        matching = [g.to(torch.float64 if dtype == torch.float64 else case.dtype) for g in upstream]
+        found.append(run(operator, inputs, case.trained, matching))
+    names = [*(f"output {i}" for i in range(len(upstream))), *(f"gradient of {name}" for name in given)]
+    bad = []
+    # A bias on every key changes no score difference without RoPE: its gradient is rounding alone.
+    ignored = "gradient of k_bias" if case.name == "cross-attention" else ""
+    for name, exact, eager, got in zip(names, *found, strict=False):
+        error, allowed = ((side.double() - exact.double()).abs().max().item() for side in (got, eager))
+        bound = 2 * allowed + 2 * torch.finfo(case.dtype).eps * exact.abs().max().item()
+        if name != ignored and not error <= bound:
+            bad.append(f"{name}: error {error:.2g}, bound {bound:.2g}")
+    return bad
+
+
+def captured(operator: Operator, inputs: dict[str, Tensor], train: bool) -> Callable[[], None]:
+    """A CUDA graph of the operator, warmed up."""
+    with nullcontext() if train else torch.no_grad():
+        upstream = [torch.randn_like(out) for out in run(operator, inputs, False, [])]
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(3):
+                run(operator, inputs, train, upstream)
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            kept = run(operator, inputs, train, upstream)
+    return lambda: (graph.replay(), kept)[0]
+
+
+def milliseconds(call: Callable[[], Any], cache: Tensor) -> float:
+    """Of one call, the second-level cache emptied before."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    cache.zero_()
+    start.record()
+    call()
+    end.record()
+    torch.cuda.synchronize()
+    return start.elapsed_time(end)
+
+
+def measure(case: Case, train: bool, cache: Tensor) -> dict[str, Any]:
+    """Milliseconds of every contender over the rounds, and ratios of rival to fused."""
+    inputs = {name: x.requires_grad_(train) for name, x in case.inputs("cuda").items()}
+    contenders = {"fused": case.fused, "eager": case.plain, "torch.compile": torch.compile(case.plain, dynamic=False)}
+    calls, refused = {}, {}
+    for name, operator in (contenders | case.rivals).items():
+        try:
+            calls[name] = captured(operator, inputs, train)
+        except Exception as error:
+            if name == "fused":
+                raise
+            refused[name] = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+    rounds: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(ROUNDS):
+        for name, call in calls.items():
+            rounds[name].append(milliseconds(call, cache))
+    ratios = {
+        name: statistics.quantiles([a / b for a, b in zip(times, rounds["fused"], strict=True)], n=10)
+        for name, times in rounds.items()
+    }
+    return {
+        "ms": {name: statistics.median(times) for name, times in rounds.items()},
+        "rounds_ms": rounds,
+        "ratio": {name: {"p20": q[1], "median": q[4], "p80": q[7]} for name, q in ratios.items()},
+        "refused": refused,
+    }
+
+
+def copy_bandwidth() -> float:
+    """GB/s of a device copy, read and write counted."""
+    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").zero_()
+    target, cache = torch.empty_like(source), torch.empty(1, device="cuda")
+    for _ in range(3):
+        target.copy_(source)
+    times = [milliseconds(lambda: target.copy_(source), cache) for _ in range(9)]
+    return 2 * source.numel() / statistics.median(times) / 1e6
+
+
+def hardware() -> dict[str, str]:
+    import triton
+
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
+    except (OSError, subprocess.CalledProcessError, IndexError):
+        driver = "unknown"
+    return {
+        "gpu": torch.cuda.get_device_name(),
+        "driver": driver,
+        "cuda": torch.version.cuda or "",
+        "torch": torch.__version__,
+        "triton": triton.__version__,
+    }
+
+
+def table_row(row: dict[str, Any], bandwidth: float | None) -> str:
+    floor = f"{row['moved_bytes'] / 1e6:8.1f} MB {row['flops'] / 1e9:8.1f} GFLOP"
+    head = f"{row['model']:3} {row['operator']:16} {row['pass']:9} {floor}"
+    if bandwidth is None:
+        return f"{head}   not measured"
+    time = row["ms"]["fused"]
+    speed = row["moved_bytes"] / time / 1e6
+    products = f"{row['flops'] / time / 1e9:6.0f} TFLOP/s" if row["flops"] else " " * 14
+    rivals = "  ".join(
+        f"{name} {q['median']:.2f}× ({q['p20']:.2f}–{q['p80']:.2f})"
+        for name, q in row["ratio"].items()
+        if name != "fused"
+    )
+    return f"{head} {time * 1e3:8.1f} µs {speed:6.0f} GB/s {speed / bandwidth:4.0%} {products}  {rivals}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch", type=int, default=16, help="rows: 16 is eight guided clips [%(default)s]")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.json")
+    args = parser.parse_args()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    measured = device == "cuda"
+    bandwidth = copy_bandwidth() if measured else None
+    cache = torch.empty(2**28, dtype=torch.uint8, device=device) if measured else torch.empty(0)
+    rows, failed = [], []
+    for model, width in WIDTHS.items():
+        cases = [*norm_cases(args.batch, width), *attention_cases(args.batch, width, device)]
+        if model == "l":
+            cases.append(sampler_case(args.batch // 2 or 1, device))
+        for case in cases:
+            bad = wrong(case, device) if measured else []
+            for problem in bad:
+                failed.append(f"{model} {case.name}: {problem}")
+            for index, name in enumerate(("forward", "both") if case.trained else ("forward",)):
+                row = {"model": model, "operator": case.name, "pass": name, "batch": args.batch}
+                row |= {"moved_bytes": case.moved[index], "flops": case.flops[index], "correct": not bad}
+                if measured and not bad:
+                    print(f"{model} {case.name} {name} …", file=sys.stderr)
+                    row |= measure(case, train=index == 1, cache=cache)
+                rows.append(row)
+    if measured:
+        result = {"benchmark": "kernels", **hardware(), "copy_gb_per_s": bandwidth, "failed": failed, "rows": rows}
+        args.output.parent.mkdir(parents=True, exist_ok=True)
+        args.output.write_text(json.dumps(result, indent=1) + "\n")
+        print(", ".join(f"{name} {value}" for name, value in hardware().items()) + f", copy {bandwidth:.0f} GB/s")
+    print("Bytes that must be moved, FLOPs of the products; ratio = time of the rival ÷ time of the fused operator.")
+    for row in rows:
+        print(table_row(row, bandwidth if "ms" in row else None))
+    if failed:
+        sys.exit("not correct, no ratio printed for these:\n" + "\n".join(failed))
+    if not measured:
+        sys.exit("A CUDA GPU is needed to measure: the table above is only what each operator has to move and compute.")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,159 @@
+"""Fused AdaLN-SOLA (paper section 3.2): gated residual, LayerNorm and modulation in one pass over the tokens.
+
+    x' = x + (1 − gate)·update          n = (x' − μ)/√(σ² + ε)·w + b          h = n·(1 + scale) + shift
+
+μ and σ² are of each row x', in float32. Without `update` x' is x, without `gate` the update is added whole, without
+`scale` h is n. Backward is in `adaln_backward.py`; it needs x' and the update, no statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ezaudio.kernels.adaln_backward import batch_stride, residual_norm_backward, tile_shape
+from ezaudio.kernels.reference import NORM_EPS
+from ezaudio.kernels.rounding import narrow
+
+
+@triton.jit
+def _residual_norm_fwd_kernel(
+    x_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
+    weight_ptr: tl.pointer_type,  # (D,)
+    bias_ptr: tl.pointer_type,  # (D,)
+    shift_ptr: tl.pointer_type,  # (B, D) float32, rows shift_stride apart
+    scale_ptr: tl.pointer_type,  # (B, D) float32, rows shift_stride apart
+    sum_ptr: tl.pointer_type,  # (B, L, D) x'
+    out_ptr: tl.pointer_type,  # (B, L, D) h
+    length: int,
+    gate_stride: int,
+    shift_stride: int,
+    WIDTH: tl.constexpr,
+    BLOCK: tl.constexpr,  # power of two, at least WIDTH
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+    MODULATED: tl.constexpr,
+) -> None:
+    batch = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    valid = column < WIDTH
+    mask = (row < length)[:, None] & valid[None, :]
+    offset = (batch * length + row)[:, None] * WIDTH + column[None, :]
+
+    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    if HAS_UPDATE:
+        update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        if HAS_GATE:
+            update *= 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]
+        stored = narrow(x + update, sum_ptr.dtype.element_ty)
+        tl.store(sum_ptr + offset, stored, mask=mask)
+        x = stored.to(tl.float32)  # what backward reads
+
+    mean = tl.sum(x, axis=1) / WIDTH
+    centred = tl.where(mask, x - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + EPS)
+    weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    out = centred * inverse[:, None] * weight[None, :] + bias[None, :]
+    if MODULATED:
+        scale = tl.load(scale_ptr + batch * shift_stride + column, mask=valid, other=0.0)
+        shift = tl.load(shift_ptr + batch * shift_stride + column, mask=valid, other=0.0)
+        out = out * (1.0 + scale)[None, :] + shift[None, :]
+    tl.store(out_ptr + offset, narrow(out, out_ptr.dtype.element_ty), mask=mask)
+
+
+@torch.library.custom_op(
+    "ezaudio::residual_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor weight, Tensor bias, Tensor? shift, Tensor? scale)"
+    " -> (Tensor, Tensor)",
+)
+def _residual_norm(
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    shift: Tensor | None,
+    scale: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    batch, length, width = x.shape
+    block, rows = tile_shape(width)
+    total, out = _residual_norm_fake(x, update)
+    _residual_norm_fwd_kernel[(triton.cdiv(length, rows), batch)](
+        x, update, gate, weight, bias, shift, scale, total, out,
+        length, batch_stride(gate), batch_stride(shift, scale),
+        WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS,
+        HAS_UPDATE=update is not None, HAS_GATE=gate is not None, MODULATED=shift is not None,
+        num_warps=8,
+    )  # fmt: skip
+    return total, out
+
+
+@_residual_norm.register_fake
+def _residual_norm_fake(x: Tensor, update: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    return x.new_empty(x.shape if update is not None else (0,)), x.new_empty(x.shape)
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    x, update, gate, weight, bias, _, scale = inputs
+    ctx.has_update = update is not None
+    ctx.update_dtype = None if update is None else update.dtype
+    total = x if update is None else output[0]
+    ctx.save_for_backward(total, None if gate is None else update, gate, weight, bias, scale)
+
+
+def _backward(ctx: Any, dsum: Tensor, dout: Tensor) -> tuple[Tensor | None, ...]:
+    total, update, gate, weight, bias, scale = ctx.saved_tensors
+    dx, dupdate, dweight, dbias, (dshift, dscale, dgate) = residual_norm_backward(
+        dsum.contiguous() if ctx.has_update else None, dout.contiguous(), total, update, gate, weight, bias, scale
+    )
+    if gate is None:
+        return (
+            dx,
+            dx.to(ctx.update_dtype) if ctx.has_update else None,
+            None,
+            dweight,
+            dbias,
+            *((None, None) if scale is None else (dshift, dscale)),
+        )
+    return dx, dupdate, dgate, dweight, dbias, *((None, None) if scale is None else (dshift, dscale))
+
+
+_residual_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def residual_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x' = x + (1 − gate)·update and h = LN(x')·(1 + scale) + shift.
+
+    Args:
+        x, update: (B, L, D). Without an update x' is x itself.
+        weight, bias: (D,) affine of the LayerNorm.
+        gate: (B, D) float32; None adds the update whole.
+        shift, scale: (B, D) float32, of one stride; None for a plain LayerNorm.
+
+    Returns:
+        x', h: (B, L, D) in the dtype of x.
+    """
+    assert (shift is None) == (scale is None)
+    assert gate is None or update is not None
+    x = x.contiguous()
+    total, out = _residual_norm(x, None if update is None else update.contiguous(), gate, weight, bias, shift, scale)
+    return (x if update is None else total), out

@@ -1,0 +1,256 @@
+"""Fused entry of an out block: gated residual, then LayerNorm over the width 2D of [x', skip], never concatenated.
+
+    x' = x + (1 − gate)·update          h = ([x', skip] − μ)/√(σ² + ε)·w + b
+
+x' itself is not stored: the out block goes on from a projection of h. Without `update` x' is x. Backward, with
+r = 1/√(σ² + ε), z = [x', skip], ẑ = (z − μ)·r, g = dh·w and means over 2D:
+
+    dz = r·(g − mean(g) − ẑ·mean(g·ẑ))      [dx, dskip] = dz      dupdate = (1 − gate)·dx      dgate = −Σ dx·update
+    dw = Σ dh·ẑ                             db = Σ dh
+
+Sums over rows are added up per program and then over programs in a fixed order: no atomics.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ezaudio.kernels.adaln_backward import batch_stride, rows_per_program, tile_shape
+from ezaudio.kernels.reference import NORM_EPS
+from ezaudio.kernels.rounding import narrow
+
+PARTIALS = 5  # db and dw of both halves, dgate
+
+
+@triton.jit
+def _gated_sum(
+    x_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    opening: tl.tensor,  # (BLOCK,) 1 − gate
+    offset: tl.tensor,  # (ROWS, BLOCK)
+    mask: tl.tensor,  # (ROWS, BLOCK)
+    HAS_UPDATE: tl.constexpr,
+) -> tl.tensor:
+    """x' rounded to the dtype of x, and the update, which is x' again where there is none."""
+    x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    update = x
+    if HAS_UPDATE:
+        update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        x = narrow(x + update * opening[None, :], x_ptr.dtype.element_ty).to(tl.float32)
+    return x, update
+
+
+@triton.jit
+def _skip_norm_fwd_kernel(
+    x_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
+    skip_ptr: tl.pointer_type,  # (B, L, D)
+    weight_ptr: tl.pointer_type,  # (2D,)
+    bias_ptr: tl.pointer_type,  # (2D,)
+    out_ptr: tl.pointer_type,  # (B, L, 2D) h
+    length: int,
+    gate_stride: int,
+    WIDTH: tl.constexpr,  # D
+    BLOCK: tl.constexpr,  # power of two, at least WIDTH
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+) -> None:
+    batch = tl.program_id(1).to(tl.int64)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    column = tl.arange(0, BLOCK)
+    valid = column < WIDTH
+    mask = (row < length)[:, None] & valid[None, :]
+    token = (batch * length + row)[:, None] * WIDTH
+    opening = tl.zeros([BLOCK], tl.float32)
+    if HAS_UPDATE:
+        opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
+    x, _ = _gated_sum(x_ptr, update_ptr, opening, token + column[None, :], mask, HAS_UPDATE)
+    skip = tl.load(skip_ptr + token + column[None, :], mask=mask, other=0.0).to(tl.float32)
+
+    mean = (tl.sum(x, axis=1) + tl.sum(skip, axis=1)) / (2 * WIDTH)
+    x = tl.where(mask, x - mean[:, None], 0.0)
+    skip = tl.where(mask, skip - mean[:, None], 0.0)
+    inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
+    weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
+    bias_x = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    bias_skip = tl.load(bias_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
+    out_x = x * inverse[:, None] * weight_x[None, :] + bias_x[None, :]
+    out_skip = skip * inverse[:, None] * weight_skip[None, :] + bias_skip[None, :]
+    out = out_ptr + 2 * token + column[None, :]
+    tl.store(out, narrow(out_x, out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out + WIDTH, narrow(out_skip, out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _skip_norm_bwd_kernel(
+    dout_ptr: tl.pointer_type,  # (B, L, 2D) gradient of h
+    x_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
+    skip_ptr: tl.pointer_type,  # (B, L, D)
+    weight_ptr: tl.pointer_type,  # (2D,)
+    dx_ptr: tl.pointer_type,  # (B, L, D)
+    dupdate_ptr: tl.pointer_type,  # (B, L, D)
+    dskip_ptr: tl.pointer_type,  # (B, L, D)
+    partial_ptr: tl.pointer_type,  # (B, P, 5, D) float32: db and dw of x', of skip, then dgate
+    length: int,
+    gate_stride: int,
+    rows_per_program: int,
+    WIDTH: tl.constexpr,  # D
+    BLOCK: tl.constexpr,
+    ROWS: tl.constexpr,
+    EPS: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+) -> None:
+    batch = tl.program_id(1).to(tl.int64)
+    first = tl.program_id(0) * rows_per_program
+    column = tl.arange(0, BLOCK)
+    valid = column < WIDTH
+    weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
+    opening = tl.zeros([BLOCK], tl.float32)
+    if HAS_UPDATE:
+        opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
+    db_x = tl.zeros([BLOCK], tl.float32)
+    dw_x = tl.zeros([BLOCK], tl.float32)
+    db_skip = tl.zeros([BLOCK], tl.float32)
+    dw_skip = tl.zeros([BLOCK], tl.float32)
+    total_gate = tl.zeros([BLOCK], tl.float32)
+    for start in range(first, tl.minimum(first + rows_per_program, length), ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < length)[:, None] & valid[None, :]
+        token = (batch * length + row)[:, None] * WIDTH
+        offset = token + column[None, :]
+        x, update = _gated_sum(x_ptr, update_ptr, opening, offset, mask, HAS_UPDATE)
+        skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        dout_x = tl.load(dout_ptr + token + offset, mask=mask, other=0.0).to(tl.float32)
+        dout_skip = tl.load(dout_ptr + token + offset + WIDTH, mask=mask, other=0.0).to(tl.float32)
+        mean = (tl.sum(x, axis=1) + tl.sum(skip, axis=1)) / (2 * WIDTH)
+        x = tl.where(mask, x - mean[:, None], 0.0)
+        skip = tl.where(mask, skip - mean[:, None], 0.0)
+        inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
+        x *= inverse[:, None]
+        skip *= inverse[:, None]
+        db_x += tl.sum(dout_x, axis=0)
+        dw_x += tl.sum(dout_x * x, axis=0)
+        db_skip += tl.sum(dout_skip, axis=0)
+        dw_skip += tl.sum(dout_skip * skip, axis=0)
+        dout_x *= weight_x[None, :]
+        dout_skip *= weight_skip[None, :]
+        level = (tl.sum(dout_x, axis=1) + tl.sum(dout_skip, axis=1)) / (2 * WIDTH)
+        tilt = (tl.sum(dout_x * x, axis=1) + tl.sum(dout_skip * skip, axis=1)) / (2 * WIDTH)
+        dx = inverse[:, None] * (dout_x - level[:, None] - x * tilt[:, None])
+        dskip = inverse[:, None] * (dout_skip - level[:, None] - skip * tilt[:, None])
+        tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
+        tl.store(dskip_ptr + offset, narrow(dskip, dskip_ptr.dtype.element_ty), mask=mask)
+        if HAS_UPDATE:
+            total_gate -= tl.sum(tl.where(mask, dx * update, 0.0), axis=0)
+            dupdate = dx * opening[None, :]
+            tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
+    partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * 5 * WIDTH + column
+    tl.store(partial, db_x, mask=valid)
+    tl.store(partial + WIDTH, db_skip, mask=valid)
+    tl.store(partial + 2 * WIDTH, dw_x, mask=valid)
+    tl.store(partial + 3 * WIDTH, dw_skip, mask=valid)
+    tl.store(partial + 4 * WIDTH, total_gate, mask=valid)
+
+
+@torch.library.custom_op(
+    "ezaudio::skip_norm",
+    mutates_args=(),
+    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias) -> Tensor",
+)
+def _skip_norm(
+    x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
+    batch, length, width = x.shape
+    block, rows = tile_shape(2 * width)
+    out = _skip_norm_fake(x)
+    _skip_norm_fwd_kernel[(triton.cdiv(length, rows), batch)](
+        x, update, gate, skip, weight, bias, out, length, batch_stride(gate),
+        WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+@_skip_norm.register_fake
+def _skip_norm_fake(x: Tensor, *_: Tensor | None) -> Tensor:
+    return x.new_empty((*x.shape[:2], 2 * x.shape[2]))
+
+
+@torch.library.custom_op(
+    "ezaudio::skip_norm_backward",
+    mutates_args=(),
+    schema="(Tensor dout, Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight)"
+    " -> (Tensor, Tensor, Tensor, Tensor)",
+)
+def _skip_norm_backward(
+    dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    batch, length, width = x.shape
+    block, rows = tile_shape(2 * width)
+    per_program = rows_per_program(batch, length, rows)
+    programs = triton.cdiv(length, per_program)
+    dx, dupdate, dskip, _ = _skip_norm_backward_fake(dout, x, update, gate, skip, weight)
+    partial = x.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
+    _skip_norm_bwd_kernel[(programs, batch)](
+        dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, batch_stride(gate), per_program,
+        WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+    )  # fmt: skip
+    return dx, dupdate, dskip, partial.sum(1)
+
+
+@_skip_norm_backward.register_fake
+def _skip_norm_backward_fake(
+    dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape),
+        x.new_empty((0,)) if update is None else update.new_empty(update.shape),
+        skip.new_empty(skip.shape),
+        x.new_empty((x.shape[0], PARTIALS, x.shape[2]), dtype=torch.float32),
+    )
+
+
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[:5])
+    ctx.bias_dtype = inputs[5].dtype
+
+
+def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
+    x, update, gate, skip, weight = ctx.saved_tensors
+    dx, dupdate, dskip, sums = _skip_norm_backward(dout.contiguous(), x, update, gate, skip, weight)
+    dbias, dweight = sums[:, :4].sum(0).view(2, -1)
+    parameters = dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
+    if update is None:
+        return dx, None, None, dskip, *parameters
+    return dx, dupdate, sums[:, 4], dskip, *parameters
+
+
+_skip_norm.register_autograd(_backward, setup_context=_setup)
+
+
+def skip_norm(
+    x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor, update: Tensor | None = None, gate: Tensor | None = None
+) -> Tensor:
+    """LN([x + (1 − gate)·update, skip]).
+
+    Args:
+        x, update, skip: (B, L, D).
+        weight, bias: (2D,) affine of the LayerNorm.
+        gate: (B, D) float32; comes with the update.
+
+    Returns:
+        (B, L, 2D) in the dtype of x.
+    """
+    assert (update is None) == (gate is None)
+    update = None if update is None else update.contiguous()
+    return _skip_norm(x.contiguous(), update, gate, skip.contiguous(), weight, bias)

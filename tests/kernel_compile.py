@@ -1,0 +1,189 @@
+"""Compiles for a GPU what the operators launch, without a GPU: `python tests/kernel_compile.py 90` prints JSON lines.
+
+Launches are caught, not written down again: every operator runs forward and backward on CPU tensors of the real shapes
+with `JITFunction.run` replaced by a recorder, and each recorded launch is compiled for the target. Needs a process
+without TRITON_INTERPRET.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+TYPES = {
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.bool: "*i1",
+    torch.uint8: "*u8",
+    torch.int64: "*i64",
+}
+BATCH, FRAMES, TOKENS, HEADS = 2, 500, 77, 16
+DIVISIBLE = [["tt.divisibility", 16]]
+
+Launch = tuple[JITFunction, dict[str, str], dict[str, Any], dict[tuple[int, ...], Any], dict[str, int]]
+
+
+class Recorder:
+    """Stands in for `JITFunction.run` and keeps each different launch."""
+
+    def __init__(self) -> None:
+        self.launches: dict[str, Launch] = {}
+
+    def record(self, kernel: JITFunction, values: tuple[Any, ...], settings: dict[str, Any]) -> None:
+        options = {name: settings.pop(name) for name in ("num_warps", "num_stages") if name in settings}
+        arguments = dict(zip(kernel.arg_names, values, strict=False)) | settings
+        signature: dict[str, str] = {}
+        constants: dict[str, Any] = {}
+        attributes: dict[tuple[int, ...], Any] = {}
+        for index, parameter in enumerate(kernel.params):
+            value = arguments[parameter.name]
+            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+                signature[parameter.name], constants[parameter.name] = "constexpr", value
+                continue
+            if isinstance(value, Tensor):
+                signature[parameter.name] = TYPES[value.dtype]
+            else:
+                assert type(value) is int, (parameter.name, value)
+                signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if isinstance(value, Tensor) or value % 16 == 0:
+                attributes[(index,)] = DIVISIBLE
+        launch = kernel, signature, constants, attributes, options
+        self.launches[str((kernel.__name__, *launch[1:]))] = launch
+
+
+def caught_launches() -> Iterator[Launch]:
+    recorder = Recorder()
+
+    def run(self: JITFunction, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        recorder.record(self, args, kwargs)
+
+    original = JITFunction.run
+    JITFunction.run = run
+    try:
+        run_operators()
+    finally:
+        JITFunction.run = original
+    return iter(recorder.launches.values())
+
+
+def run_operators() -> None:
+    """Forward and backward of all that a fused model calls: each kernel, each dtype, the widths of L and XL."""
+    run_attention(1152, torch.bfloat16)
+    run_attention(1024, torch.float16)
+    run_attention(1152, torch.float32)
+    run_norms(1152, torch.bfloat16)
+    run_norms(1024, torch.float32, all_forms=False)
+    run_rest()
+
+
+def run_attention(width: int, dtype: torch.dtype) -> None:
+    from ezaudio.kernels import reference as ops
+    from ezaudio.kernels.attention import qk_norm_attention
+
+    def heads(length: int) -> Tensor:
+        return ops.split_heads(torch.empty(BATCH, length, width, dtype=dtype, requires_grad=True), HEADS)
+
+    e = width // HEADS
+    norm = torch.empty(e, requires_grad=True), torch.empty(e, requires_grad=True)
+    q, rope = heads(FRAMES), ops.rope_tables(FRAMES, e)
+    mask = torch.empty(BATCH, TOKENS, dtype=torch.bool)
+    for out in (
+        qk_norm_attention(q, heads(FRAMES), heads(FRAMES), norm, norm, rope=rope),
+        qk_norm_attention(q, heads(TOKENS), heads(TOKENS), norm, norm, key_mask=mask),
+    ):
+        out.backward(torch.empty_like(out))
+
+
+def run_norms(width: int, dtype: torch.dtype, all_forms: bool = True) -> None:
+    from ezaudio.kernels.adaln import residual_norm
+    from ezaudio.kernels.skip_norm import skip_norm
+
+    def tokens() -> Tensor:
+        return torch.empty(BATCH, FRAMES, width, dtype=dtype, requires_grad=True)
+
+    affine = torch.empty(width, requires_grad=True), torch.empty(width, requires_grad=True)
+    double = torch.empty(2 * width, requires_grad=True), torch.empty(2 * width, requires_grad=True)
+    shift, scale, gate = torch.empty(BATCH, 6, width, requires_grad=True).unbind(1)[:3]
+    outputs = [
+        residual_norm(tokens(), *affine, tokens(), gate, shift, scale)[1],
+        skip_norm(tokens(), tokens(), *double, tokens(), gate),
+    ]
+    if all_forms:
+        outputs += [
+            residual_norm(tokens(), *affine)[1],
+            residual_norm(tokens(), *affine, shift=shift, scale=scale)[1],
+            residual_norm(tokens(), *affine, tokens(), gate)[1],
+            residual_norm(tokens(), *affine, tokens(), None, shift, scale)[1],
+            skip_norm(tokens(), tokens(), *double),
+        ]
+    for out in outputs:
+        out.backward(torch.empty_like(out), retain_graph=True)
+
+
+def run_rest() -> None:
+    from ezaudio.kernels.geglu import geglu
+    from ezaudio.kernels.sampler_step import philox_normal, sampler_step
+
+    out = geglu(torch.empty(BATCH, FRAMES, 8 * 1152, dtype=torch.bfloat16, requires_grad=True))
+    out.backward(torch.empty_like(out))
+    latent = torch.empty(BATCH, 128, FRAMES)
+    seeds = items = torch.empty(BATCH, dtype=torch.int64)
+    weight, row, mask = torch.empty(BATCH), torch.empty(6), torch.empty(BATCH, FRAMES, dtype=torch.bool)
+    philox_normal(seeds, items, 2, latent.shape)
+    sampler_step(latent, latent, row)
+    sampler_step(
+        latent, latent, row, negative=latent, previous_clean=latent, scale=weight, rescale=weight,
+        seeds=seeds, items=items, step=2, given=latent, mask=mask,
+    )  # fmt: skip
+    sampler_step(latent, latent, row, noise=latent)
+
+
+def assembler_report(ptx: str, capability: int) -> str:
+    """What ptxas says of registers and spills. cuobjdump gives only the stack frame, which holds other things too."""
+    tool = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
+    architecture = re.findall(r"^\.target (\w+)", ptx, re.MULTILINE)[0]
+    with tempfile.NamedTemporaryFile("w", suffix=".ptx") as source:
+        source.write(ptx)
+        source.flush()
+        command = [tool, "--verbose", "--gpu-name", architecture, source.name, "--output-file", "/dev/null"]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stderr
+
+
+def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
+    kernel, signature, constants, attributes, options = launch
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constants, attrs=attributes)
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+    ptx = compiled.asm["ptx"]
+    usage = assembler_report(ptx, capability)
+    return {
+        "kernel": kernel.__name__,
+        "constants": {name: value for name, value in constants.items() if value is not None},
+        "dtypes": sorted({kind for kind in signature.values() if kind.startswith("*")}),
+        "registers": int(re.findall(r"Used (\d+) registers", usage)[0]),
+        "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", usage))),
+        "shared_bytes": compiled.metadata.shared,
+        "wgmma": ptx.count("wgmma.mma_async"),
+        "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+    }
+
+
+if __name__ == "__main__":
+    for caught in caught_launches():
+        sys.stdout.write(json.dumps(compile_launch(caught, int(sys.argv[1]))) + "\n")
+        sys.stdout.flush()

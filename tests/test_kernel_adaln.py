@@ -1,0 +1,146 @@
+"""Fused gated residual, LayerNorm and modulation against the reference."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+import torch.nn.functional as F
+from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
+from torch import Tensor
+
+from ezaudio.kernels import adaln, adaln_backward, modulation
+from ezaudio.kernels import reference as ops
+
+FORMS = ["plain", "modulated", "gated", "ungated-modulated", "gated-modulated"]
+SHAPES = {"ragged": (2, 7, 24), "length-1": (3, 1, 32), "power-of-two": (1, 8, 16), "many-programs": (2, 37, 20)}
+
+
+def inputs(form: str, batch: int, length: int, width: int, mean: float = 0.0) -> dict[str, Tensor]:
+    given = {
+        "x": random(batch, length, width, seed=1, mean=mean),
+        "weight": random(width, seed=2),
+        "bias": random(width, seed=3),
+    }
+    if form not in ("plain", "modulated"):
+        given["update"] = random(batch, length, width, seed=4)
+    if form.startswith("gated"):
+        given["gate"] = random(batch, width, seed=5)
+    if form.endswith("modulated"):
+        given |= {"shift": random(batch, width, seed=6), "scale": random(batch, width, seed=7)}
+    return given
+
+
+def plain(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+    shift: Tensor | None = None,
+    scale: Tensor | None = None,
+) -> tuple[Tensor, ...]:
+    if update is not None:
+        x = ops.gated_residual(x, update, torch.zeros_like(x[:, 0]) if gate is None else gate)
+    if shift is not None and scale is not None:
+        h = ops.modulated_norm(x, weight, bias, shift, scale)
+    else:
+        h = F.layer_norm(x, weight.shape, weight, bias, ops.NORM_EPS)
+    return (h,) if update is None else (x, h)
+
+
+def fails(
+    form: str, shape: tuple[int, int, int], dtype: torch.dtype, module: ModuleType = adaln, mean: float = 0.0
+) -> dict[str, str]:
+    given = inputs(form, *shape, mean=mean)
+
+    def fused(**tensors: Tensor) -> tuple[Tensor, ...]:
+        total, h = module.residual_norm(**tensors)
+        return (total, h) if "update" in tensors else (h,)
+
+    outputs = [shape] * (2 if "update" in given else 1)
+    return failures(fused, plain, given, outputs, dtype, float32=("gate", "shift", "scale"))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_match(form: str, dtype: torch.dtype) -> None:
+    assert fails(form, SHAPES["ragged"], dtype) == {}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_match(shape: str) -> None:
+    assert fails("gated-modulated", SHAPES[shape], torch.float32) == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
+    assert fails("gated-modulated", (2, 9, 48), dtype, mean=30.0) == {}
+
+
+def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adaln_backward, "PROGRAMS", 3)
+    monkeypatch.setattr(adaln_backward, "TILE", 64)
+    assert adaln_backward.rows_per_program(2, 37, 2) == 26
+    assert fails("gated-modulated", SHAPES["many-programs"], torch.float32) == {}
+
+
+def test_slices_of_one_modulation_tensor_are_read_in_place() -> None:
+    x, update = random(2, 5, 16, seed=1).to(DEVICE), random(2, 5, 16, seed=2).to(DEVICE)
+    weight, bias = random(16, seed=3).to(DEVICE), random(16, seed=4).to(DEVICE)
+    shift, scale, gate = random(2, 6, 16, seed=5).to(DEVICE).unbind(1)[:3]
+    assert not gate.is_contiguous()
+    sliced = adaln.residual_norm(x, weight, bias, update, gate, shift, scale)
+    copied = adaln.residual_norm(x, weight, bias, update, gate.clone(), shift.clone(), scale.clone())
+    assert all(torch.equal(a, b) for a, b in zip(sliced, copied, strict=True))
+
+
+@pytest.mark.parametrize("form", ["gated-modulated", "plain"])
+def test_two_runs_give_equal_bits(form: str) -> None:
+    runs = []
+    for _ in range(2):
+        given = {name: x.to(DEVICE).requires_grad_() for name, x in inputs(form, 2, 37, 24).items()}
+        out = adaln.residual_norm(**given)[1]
+        out.backward(random(2, 37, 24, seed=9).to(DEVICE))
+        runs.append([out, *(x.grad for x in given.values())])
+    assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "gradient"),
+    [
+        ("slant - level[:, None] - normal", "slant - normal", "x"),
+        (" - normal * tilt[:, None])", ")", "x"),
+        ("dx += tl.load(dsum_ptr", "dx += 0.0 * tl.load(dsum_ptr", "x"),
+        ("slope *= 1.0 + tl.load(scale_ptr", "slope *= 1.0 + 0.0 * tl.load(scale_ptr", "x"),
+        ("dupdate = dx * opening[None, :]", "dupdate = dx", "update"),
+        ("total_gate -= tl.where(mask, dx * update, 0.0)", "total_gate -= tl.where(mask, update, 0.0)", "gate"),
+        ("total_s += dout", "total_s = dout", "shift"),
+        ("weight * a + bias * s", "weight * a", "scale"),
+        ("            s *= opening\n", "", "bias"),
+        ("            a *= opening\n", "", "weight"),
+        (" + shift[None, :]", "", "out1"),
+        ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0"),
+    ],
+    ids=lambda value: value.strip()[:28],
+)
+def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
+    load = mutant(tmp_path, "adaln.py" if gradient.startswith("out") else "adaln_backward.py", old, new)
+    backward = load("adaln_backward")
+    backward.PROGRAMS, backward.TILE = 3, 64  # several tiles a program, or a lost running total would not show
+    assert gradient in fails("gated-modulated", SHAPES["many-programs"], torch.float32, load("adaln"))
+
+
+def test_modulation_of_all_blocks_is_that_of_each() -> None:
+    width, rank, blocks = 12, 2, 3
+    state, shared = random(2, width, seed=1), random(2, 6 * width, seed=2)
+    lora_a = [random(6 * rank, width, seed=10 + i) for i in range(blocks)]
+    lora_b = [random(6 * width, 6 * rank, seed=20 + i) for i in range(blocks)]
+    tables = [random(6, width, seed=30 + i) for i in range(blocks)]
+    got = modulation.modulation(state, shared, lora_a, lora_b, tables, 1.5)
+    assert got.shape == (blocks, 2, 6, width)
+    for index in range(blocks):
+        expected = ops.adaln_sola(shared, state @ lora_a[index].T, lora_b[index], tables[index], 1.5)
+        torch.testing.assert_close(got[index], expected, rtol=1e-5, atol=1e-5)  # measured: 2e-6
