@@ -17,6 +17,7 @@ from ezaudio.checkpoints import open_source
 from ezaudio.config import preset
 from ezaudio.export import bundle, policy, probes, quantize, typed_bundle, typed_graphs
 from ezaudio.export.certificate import CORPUS, Scope, walk
+from ezaudio.export.engines import build_bundle_engines, engine_plan
 from ezaudio.export.lint import lint_bundle
 from ezaudio.export.policy import HALF, POLICY
 from ezaudio.runtime.bundle_store import PACKAGED
@@ -64,6 +65,9 @@ def test_small_models_are_certified(
     assert lint_bundle(tmp_path / "typed", manifest.graphs, precision, typed=True) == []
     operators = [n.op_type for n in ir.load(tmp_path / "typed" / "denoiser.onnx").graph]
     assert ("QuantizeLinear" in operators) == (precision == "int8")
+    plan = engine_plan("tensorrt-rtx", ("8.0", "8.9", "12.0"))
+    assert plan is not None
+    assert f"{len(manifest.graphs)} engines" in build_bundle_engines(tmp_path / "typed", plan, quiet=True)
 
 
 def test_tensors_of_half_precision_have_their_headroom_in_the_certificate(typed_debug_bundle: Path) -> None:
