@@ -86,8 +86,7 @@ def norm_cases(batch: int, width: int) -> list[Case]:
         return residual_norm(x, weight, bias, update, m["m_gate"], m["m_shift"], m["m_scale"])
 
     def skip(x: Tensor, skip: Tensor, update: Tensor, weight: Tensor, bias: Tensor, m_gate: Tensor) -> Tensor:
-        both = torch.cat([ops.gated_residual(x, update, m_gate.to(x.dtype)), skip], dim=-1)
-        return F.layer_norm(both, weight.shape, weight, bias, ops.NORM_EPS)
+        return ops.skip_norm(ops.gated_residual(x, update, m_gate.to(x.dtype)), skip, weight, bias)
 
     def fused_skip(x: Tensor, skip: Tensor, update: Tensor, weight: Tensor, bias: Tensor, m_gate: Tensor) -> Tensor:
         from ezaudio.kernels.skip_norm import skip_norm

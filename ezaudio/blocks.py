@@ -139,7 +139,7 @@ class DiTBlock(nn.Module):
     ) -> Tensor:
         """x (B, L, D), time_state (B, D), shared (B, 6D), context (B, S, D), context_mask (B, S), skip (B, L, D)."""
         if skip is not None:
-            x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
+            x = self.skip_linear(ops.skip_norm(x, skip, self.skip_norm.weight, self.skip_norm.bias))
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaln(time_state, shared).unbind(1)
         h = ops.modulated_norm(x, self.norm1.weight, self.norm1.bias, shift_attn, scale_attn)
         x = ops.gated_residual(x, self.attn(h, h, rope), gate_attn)

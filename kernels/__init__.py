@@ -1,1 +1,4 @@
-"""The operators at the heart of the model, AdaLN-SOLA and QK-norm attention; `reference.py` is their specification."""
+"""The model's operators on Triton, one file each; `reference.py` says in plain PyTorch what they compute.
+
+Importing this package loads nothing. `MaskDiT.fuse()` and `ControlNet.fuse()` switch a model to them.
+"""

@@ -214,15 +214,12 @@ def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]
     are what a warpgroup product needs.
     """
     if dtype == torch.float32:
-        small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1}
-        return small, small
+        small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_stages": 1}
+        return small | {"num_warps": 8}, small | {"num_warps": 4}
+    dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
     if tail:
-        return (
-            {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2},
-            {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2},
-        )
-    square = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
-    return square, square
+        return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
+    return dq, {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
 
 
 @torch.library.custom_op(

@@ -104,6 +104,11 @@ def gated_residual(x: Tensor, update: Tensor, gate: Tensor) -> Tensor:
     return x + (1 - gate[:, None]) * update
 
 
+def skip_norm(x: Tensor, skip: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LN([x, skip]) over the width 2D, the entry of an out block: (B, L, D) twice → (B, L, 2D); weight, bias (2D,)."""
+    return F.layer_norm(torch.cat([x, skip], dim=-1), weight.shape, weight, bias, NORM_EPS)
+
+
 def geglu(x: Tensor) -> Tensor:
     """value·GELU(gate), exact erf form: (…, 2F) → (…, F)."""
     value, gate = x.chunk(2, dim=-1)

@@ -19,7 +19,7 @@ from torch import Tensor
 from ezaudio.kernels.philox import normals
 
 CHUNK = 4096  # values of a clip a program takes the moments of
-GROUPS = 256  # groups of four values a program of the step writes
+GROUPS = 128  # groups of four values a program of the step writes
 
 
 @triton.jit

@@ -68,32 +68,39 @@ def test_control_residuals_reach_the_fused_skips() -> None:
     assert golden.relative_error(got.cpu(), expected.cpu()) < 1e-5  # measured: 4e-7
 
 
+def losses(fuse: bool, autocast: bool) -> list[float]:
+    """Over Adam steps, every step on another batch."""
+    model = debug_model()
+    model = model.fuse() if fuse else model
+    optimizer = torch.optim.Adam(model.parameters(), 3e-3)
+    history = []
+    for step in range(4):
+        with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+            out = model(**arguments(seed=10 + step)).float()
+        loss = (out - random(*BATCH[0], seed=99).to(DEVICE)).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        history.append(loss.item())
+    return history
+
+
+def deviation(history: list[float], expected: list[float]) -> float:
+    return max(abs(a - b) / b for a, b in zip(history, expected, strict=True))
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("autocast", [False, True], ids=["float32", "autocast-bf16"])
-def test_training_goes_the_same_way(autocast: bool) -> None:
-    """The loss over Adam steps of the fused and the plain model, and every parameter that has a gradient."""
-    losses, models = [], []
-    for fuse in (False, True):
-        model = debug_model()
-        model = model.fuse() if fuse else model
-        optimizer = torch.optim.Adam(model.parameters(), 3e-3)
-        history = []
-        for step in range(5):
-            with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
-                out = model(**arguments(seed=10 + step)).float()
-            loss = (out - random(*BATCH[0], seed=99).to(DEVICE)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            history.append(loss.item())
-        losses.append(history)
-        models.append(model)
-    plain, fused = losses
-    assert plain[-1] < 0.98 * plain[0]
-    tolerance = 2e-2 if autocast else 1e-4
-    assert fused == pytest.approx(plain, rel=tolerance)
-    pairs = zip(models[0].named_parameters(), models[1].named_parameters(), strict=True)
-    assert [name for (name, a), (_, b) in pairs if (a.grad is None) != (b.grad is None)] == []
+def test_training_goes_the_same_way() -> None:
+    plain = losses(fuse=False, autocast=False)
+    assert plain[-1] < 0.2 * plain[0]
+    assert deviation(losses(fuse=True, autocast=False), plain) < 1e-5  # measured: 2e-7
+
+
+@pytest.mark.slow
+def test_autocast_training_strays_no_further_than_pytorchs() -> None:
+    plain = losses(fuse=False, autocast=False)
+    allowed = deviation(losses(fuse=False, autocast=True), plain)
+    assert deviation(losses(fuse=True, autocast=True), plain) <= 2 * allowed, allowed  # measured: 0.0153 and 0.0156
 
 
 def test_gradients_of_the_whole_model_match() -> None:
