@@ -88,7 +88,7 @@ def test_tensors_of_half_precision_have_their_headroom_in_the_certificate(typed_
 
 def test_tensors_watched_in_parts_reach_the_same(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Where not all of a graph's tensors fit into memory at once."""
-    scope = Scope(prompts=CORPUS[:3], lengths=((0.4, 3),), mode_steps=2)
+    scope = Scope(prompts=CORPUS[:3], lengths=((0.4, 2),), mode_steps=2)
     manifest = read_manifest(PACKAGED, verify=False)
     tensors = {}
     for name in ("denoiser", "decoder"):
