@@ -36,7 +36,7 @@ ones, the fastest on a CPU. Each graph is run against the PyTorch module it came
 and kept in the manifest, and an export beyond the tolerance fails. The folder appears when all is done, not before.
 
 With --target tensorrt the graphs' own types say what computes in fp16, bf16 or int8. They are certified against fp32
-over a set of prompts, which takes a few minutes more for l; what is not certified is not written. ezaudio-verify
+over a set of prompts: about a minute for nano, much longer for l. What is not certified is not written. ezaudio-verify
 measures it again, anywhere.
 
 Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130 interrupted.
