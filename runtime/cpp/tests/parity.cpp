@@ -3,7 +3,7 @@
 //   parity rows SOLVER ETA            rows of every number of steps from 1 to 1000, float32
 //   parity timesteps                  timesteps of every number of steps from 1 to 1000, int32
 //   parity noise NAME SEED COUNT...   one draw of each count, float32
-//   parity time BUNDLE STEPS DURATION CLIPS    as text: seconds of each clip, its decode, its first chunk; its samples' sum
+//   parity time BUNDLE STEPS DURATION CLIPS    as text: seconds of each clip, its decode, its first chunk; sha256 of its samples
 #include <chrono>
 #include <cstddef>
 #include <cstdint>
@@ -11,9 +11,9 @@
 #include <iomanip>
 #include <iostream>
 #include <iterator>
-#include <numeric>
 #include <sstream>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include <ezaudio/ezaudio.hpp>
@@ -74,8 +74,10 @@ void put_times(const std::vector<std::string>& words) {
             return true;
         };
         pipeline.generate("dog barking", options);
-        const double sum = std::accumulate(audio.samples.begin(), audio.samples.end(), 0.0);
-        std::cout << std::setprecision(17) << seconds(start, end) << ' ' << decode_s << ' ' << first_s << ' ' << sum
+        const std::string_view bytes(reinterpret_cast<const char*>(audio.samples.data()),
+                                     audio.samples.size() * sizeof(float));
+        std::cout << std::setprecision(17) << seconds(start, end) << ' ' << decode_s << ' ' << first_s << ' '
+                  << ezaudio::detail::sha256_hex(bytes)
                   << std::endl;
     }
 }

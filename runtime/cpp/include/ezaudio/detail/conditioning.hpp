@@ -104,8 +104,6 @@ public:
         return prefix.empty() ? 2 * in_blocks + 1 : in_blocks;
     }
 
-    const Config& config() const { return *config_; }
-
 private:
     TextState encode(const std::string& prompt) {
         constexpr std::int64_t end_token = 1;
