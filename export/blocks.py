@@ -1,7 +1,7 @@
 """The transformer's blocks as exported: constants hoisted, q, k, v one product, weights as products read them.
 
 Rows are guidance branches stacked along the batch: R = B without guidance, R = 2B (prompts first, then the negative
-side) with it.
+side) with it; the first P of them attend to a prompt.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ class Block(nn.Module):
         keys: Tensor,
         values: Tensor,
         key_mask: Tensor,
-        constant: Tensor | None,
+        constant: Tensor,
         skip: Tensor | None = None,
     ) -> Tensor:
         """One block.
@@ -126,7 +126,7 @@ class Block(nn.Module):
             modulation: (6, D) from the modulation graph.
             rope: cos, sin (L, E/2).
             keys, values, key_mask: (P, H, S, E) twice and (P, S), for the first P rows of x.
-            constant: (R − P, D) cross-attention output of the other rows, whose prompt is one token; None when P = R.
+            constant: (R − P, D) cross-attention output of the other rows, whose prompt is one token; P may be R.
             skip: (R, L, D) for out blocks.
         """
         weight_attn, bias_attn, gate_attn, weight_mlp, bias_mlp, gate_mlp = modulation.unbind(0)
@@ -134,11 +134,8 @@ class Block(nn.Module):
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
         x = x + self.attn(F.layer_norm(x, width, weight_attn, bias_attn, ops.NORM_EPS), rope) * gate_attn
-        if constant is None:
-            x = x + self.cross_attn(self.norm2(x), keys, values, key_mask)
-        else:
-            # narrow, not a slice: its size is a plain symbol, where slices of slices make torch.export's shapes grow
-            # with every block
-            prompted = self.cross_attn(self.norm2(x.narrow(0, 0, keys.shape[0])), keys, values, key_mask)
-            x = x + torch.cat([prompted, constant[:, None].expand(-1, x.shape[1], -1)])
+        # narrow, not a slice: its size is a plain symbol, where slices of slices make torch.export's shapes grow with
+        # every block
+        prompted = self.cross_attn(self.norm2(x.narrow(0, 0, keys.shape[0])), keys, values, key_mask)
+        x = x + torch.cat([prompted, constant[:, None].expand(-1, x.shape[1], -1)])
         return x + self.mlp(F.layer_norm(x, width, weight_mlp, bias_mlp, ops.NORM_EPS)) * gate_mlp

@@ -21,7 +21,7 @@ import onnxruntime
 from ezaudio.checkpoints import ModelSource
 from ezaudio.export import graphs, lint, onnx_writer, precision, vae_graphs
 from ezaudio.export.certificate import Scope
-from ezaudio.export.graphs import GUIDANCE_MODES, Graph
+from ezaudio.export.graphs import Graph
 from ezaudio.export.samples import Sample, Sampler
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
@@ -38,7 +38,7 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime", "numpy
 Progress = Callable[[str, int, int], None]
 """Called with what is being done, how many of the graphs are done, and how many there are."""
 
-Parts = Iterator[tuple[Graph, Sample]]
+Parts = Iterator[tuple[Graph, list[Sample]]]
 
 
 @dataclass(slots=True)
@@ -55,46 +55,49 @@ class _Build:
     def add(self, weights_name: str, parts: Parts) -> None:
         """Write the graphs of one part with a common weights file; once its models are freed, check them."""
         weights = onnx_writer.WeightFile(self.folder / f"{weights_name}.weights")
-        samples: dict[str, Sample] = {}
-        for graph, sample in parts:
+        samples: dict[str, list[Sample]] = {}
+        for graph, cases in parts:
             self.progress(f"exporting {graph.name}", len(self.graphs), self.total)
             model = onnx_writer.to_onnx(graph)
             precision.apply(model, graph.name, self.precision)
             file = f"{graph.name}.onnx"
             onnx_writer.write(model, self.folder / file, weights)
             self.graphs[graph.name] = GraphEntry(file, tuple(graph.inputs), tuple(graph.outputs))
-            samples[graph.name] = sample
+            samples[graph.name] = cases
             del graph, model
         weights.close()
         del parts
         gc.collect()
-        for name, sample in samples.items():
+        for name, cases in samples.items():
             self.progress(f"checking {name}", len(self.graphs), self.total)
-            self.checks += check_graph(self.folder / f"{name}.onnx", name, sample, self.precision)
+            self.checks += check_graph(self.folder / f"{name}.onnx", name, cases, self.precision)
         _refuse_errors(self.checks)  # now: the parts that remain take minutes
 
 
-def tolerance(graph_name: str, precision_name: str) -> float:
+def tolerance(graph_name: str, precision_name: str, case: str) -> float:
     """What an output of a graph may differ from PyTorch by."""
     if precision_name != "int8":
         return TOLERANCES[precision_name]
     if not precision.has_integer_products(graph_name):
         return TOLERANCES["fp16"]
-    guided = graph_name.startswith("denoiser") and not graph_name.endswith("unguided")
+    guided = graph_name.startswith("denoiser") and case != "unguided"
     return INT8_GUIDED_TOLERANCE if guided else TOLERANCES["int8"]
 
 
-def check_graph(path: Path, name: str, sample: Sample, precision_name: str) -> list[Check]:
+def check_graph(path: Path, name: str, cases: list[Sample], precision_name: str) -> list[Check]:
     """Run a graph in ONNX Runtime and compare every output with the expected one."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    results = session.run(list(sample.expected), sample.inputs)
-    return [
-        Check(name, output, relative_error(got, sample.expected[output]), tolerance(name, precision_name))
-        for output, got in zip(sample.expected, results, strict=True)
-    ]
+    checks = []
+    for sample in cases:
+        results = session.run(list(sample.expected), sample.inputs)
+        for output, got in zip(sample.expected, results, strict=True):
+            error = relative_error(got, sample.expected[output])
+            told = f"{output}, {sample.case}" if sample.case else output
+            checks.append(Check(name, told, error, tolerance(name, precision_name, sample.case)))
+    return checks
 
 
 def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
@@ -108,7 +111,7 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 def _text_parts(source: ModelSource, sampler: Sampler) -> Parts:
     encoder = source.text_encoder()
     graph = graphs.TextEncoderGraph(encoder, source.config)
-    yield graph, sampler.text_encoder(graph, encoder)
+    yield graph, [sampler.text_encoder(graph, encoder)]
 
 
 def _dit_parts(source: ModelSource, sampler: Sampler) -> Parts:
@@ -117,17 +120,15 @@ def _dit_parts(source: ModelSource, sampler: Sampler) -> Parts:
     conditioner = graphs.ConditionerGraph(dit.model, blocks, config, "conditioner")
     modulation = graphs.ModulationGraph(dit.model, blocks, config, "modulation")
     frame_bias = graphs.FrameBiasGraph(dit, config)
-    yield conditioner, sampler.conditioner(conditioner)
-    yield modulation, sampler.modulation(modulation)
-    yield frame_bias, sampler.frame_bias(frame_bias)
-    for mode in GUIDANCE_MODES:
-        graph = graphs.DenoiserGraph(dit, config, mode)
+    yield conditioner, [sampler.conditioner(conditioner)]
+    yield modulation, [sampler.modulation(modulation)]
+    yield frame_bias, [sampler.frame_bias(frame_bias)]
+    for form in ("denoiser", "denoiser_shallow"):
+        graph = graphs.DenoiserGraph(dit, config, form)
         yield graph, sampler.denoiser(graph, dit, conditioner, modulation, frame_bias)
     controlnet = source.controlnet()
-    if controlnet is None:
-        return
-    for mode in GUIDANCE_MODES:
-        graph = graphs.DenoiserGraph(dit, config, mode, controlled=True)
+    if controlnet is not None:
+        graph = graphs.DenoiserGraph(dit, config, "denoiser_controlled")
         yield graph, sampler.denoiser(graph, dit, conditioner, modulation, frame_bias, controlnet)
 
 
@@ -139,20 +140,19 @@ def _controlnet_parts(source: ModelSource, sampler: Sampler) -> Parts:
     conditioner = graphs.ConditionerGraph(controlnet, blocks, config, "controlnet_conditioner")  # type: ignore[arg-type]
     modulation = graphs.ModulationGraph(controlnet, blocks, config, "controlnet_modulation")  # type: ignore[arg-type]
     frame_bias = graphs.FrameBiasGraph(dit, config, controlnet)
-    yield conditioner, sampler.conditioner(conditioner)
-    yield modulation, sampler.modulation(modulation)
-    yield frame_bias, sampler.frame_bias(frame_bias)
-    for mode in GUIDANCE_MODES:
-        graph = graphs.ControlNetGraph(controlnet, config, mode)
-        yield graph, sampler.controlnet(graph, dit, controlnet, conditioner, modulation, frame_bias)
+    yield conditioner, [sampler.conditioner(conditioner)]
+    yield modulation, [sampler.modulation(modulation)]
+    yield frame_bias, [sampler.frame_bias(frame_bias)]
+    graph = graphs.ControlNetGraph(controlnet, config)
+    yield graph, sampler.controlnet(graph, dit, controlnet, conditioner, modulation, frame_bias)
 
 
 def _vae_parts(source: ModelSource, sampler: Sampler) -> Parts:
     vae = source.vae()
     decoder = vae_graphs.DecoderGraph(vae, source.config)
-    yield decoder, sampler.decoder(decoder, vae)
+    yield decoder, [sampler.decoder(decoder, vae)]
     encoder = vae_graphs.EncoderGraph(vae, source.config)
-    yield encoder, sampler.encoder(encoder, vae)
+    yield encoder, [sampler.encoder(encoder, vae)]
 
 
 def export_bundle(
@@ -220,7 +220,7 @@ def retype_bundle(
 
 def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress) -> None:
     controlled = "controlnet" in source.fills
-    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
+    build = _Build(folder, precision_name, progress, total=8 + (5 if controlled else 0))
     progress("loading", 0, build.total)
     source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
     build.add("denoiser", _dit_parts(source, Sampler(source.config)))

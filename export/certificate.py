@@ -63,7 +63,8 @@ class Scope:
 
     Attributes:
         lengths: (seconds, steps) of each walk; steps None takes every step of the model's default plan.
-        mode_steps: steps at which the other denoisers (negative prompt, unguided, ControlNet) are compared, too.
+        mode_steps: steps at which the other denoisers (shallow, with ControlNet) and other forms of guidance are
+            compared, too.
     """
 
     prompts: tuple[str, ...] = CORPUS
@@ -136,15 +137,15 @@ def _other_modes(
 ) -> list[tuple[Point, Float32]]:
     chosen = np.unique(np.linspace(0, len(walked) - 1, scope.mode_steps).round().astype(int))
     results = []
-    for controlled in (False, True) if "controlnet" in manifest.graphs else (False,):
+    for graph in (name for name in manifest.graphs if name.startswith("denoiser")):
         for mode in MODES:
-            if not controlled and not mode:
-                continue
+            if (graph, mode) == ("denoiser", MODES[0]):
+                continue  # walked already
             for index in chosen:
                 point = walked[index][0]
-                other = Point(point.latents, point.timestep, point.prompt, mode, controlled)
+                other = Point(point.latents, point.timestep, point.prompt, mode, graph)
                 results.append((other, system.velocity(other)))
-            system.sessions.release(other.graph)
+        system.sessions.release(graph)
     return results
 
 
@@ -157,7 +158,7 @@ def compare_velocities(system: TeacherForced, walked: Walked, progress: Progress
             progress(f"comparing {graph}", len(rows), total)
             cosine, relative_l2 = measure(system.velocity(point), expected)
             frames = point.latents.shape[2]
-            rows.append((point, VelocityError(graph, frames, point.timestep, cosine, relative_l2)))
+            rows.append((point, VelocityError(graph, point.mode, frames, point.timestep, cosine, relative_l2)))
         system.sessions.release(graph)
     return rows
 
@@ -210,7 +211,8 @@ def reference_data(walked: Walked, config: EzAudioConfig) -> tuple[ReferenceData
     """Points of the first walk, evenly over its steps, and its clip."""
     latents, samples = walked.clips[0]
     frames = latents.shape[2]
-    walked_here = [(p, v) for p, v in walked.points_of("denoiser") if p.latents.shape[2] == frames]
+    points = walked.points_of("denoiser")
+    walked_here = [(p, v) for p, v in points if p.latents.shape[2] == frames and p.mode == MODES[0]]
     count = point_count(config.vae, frames, min(REFERENCE_POINTS, len(walked_here)))
     chosen = [walked_here[i] for i in np.unique(np.linspace(0, len(walked_here) - 1, count).round().astype(int))]
     data = ReferenceData(

@@ -7,6 +7,7 @@ frame_bias once a clip, the denoiser once a step, the decoder once a clip.
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,17 +26,24 @@ from ezaudio.runtime.tensor_spec import Axis, TensorSpec
 from ezaudio.sampling import guide, solver_step
 
 MAX_BATCH = 8
-GUIDANCE_MODES = ("guided", "negative", "unguided")
 
 
 @dataclass(frozen=True, slots=True)
 class Axes:
-    """The sizes that vary at run time, with the ranges a model is good for."""
+    """The sizes that vary at run time, with the ranges a model is good for.
+
+    A step's network runs on `rows`: guidance branches along the batch, prompts first. Those of `prompt_rows` attend to
+    a prompt, the `constant_rows` after them add the constant that a one-token prompt comes to. Guidance with an empty
+    negative prompt has batch + batch rows, with any other 2·batch + 0, and no guidance batch + 0.
+    """
 
     batch: Axis
     frames: Axis
     tokens: Axis
     steps: Axis
+    prompt_rows: Axis
+    constant_rows: Axis
+    rows: Axis
 
     @classmethod
     def of(cls, config: EzAudioConfig) -> Axes:
@@ -45,6 +53,9 @@ class Axes:
             frames=Axis("frames", 1, round(config.defaults.duration_s * rate), round(config.max_duration_s * rate)),
             tokens=Axis("tokens", 1, 16, config.text.max_tokens),
             steps=Axis("steps", 1, 50, config.diffusion.num_train_steps),
+            prompt_rows=Axis("prompt_rows", 1, 1, 2 * MAX_BATCH),
+            constant_rows=Axis("constant_rows", 0, 1, MAX_BATCH),
+            rows=Axis("rows", 1, 2, 2 * MAX_BATCH),
         )
 
 
@@ -54,6 +65,10 @@ class Graph(nn.Module):
     def __init__(self, name: str, inputs: list[TensorSpec], outputs: list[TensorSpec]) -> None:
         super().__init__()
         self.name, self.inputs, self.outputs = name, inputs, outputs
+
+    def by_name(self, args: tuple[Tensor, ...]) -> dict[str, Tensor]:
+        """The arguments of `forward` by the names of the inputs."""
+        return dict(zip((spec.name for spec in self.inputs), args, strict=True))
 
     def arrange(self, by_name: dict[str, Any]) -> Any:
         """What is said of each input, in the structure of forward's signature (*args is a tuple of its own)."""
@@ -187,141 +202,172 @@ class FrameBiasGraph(Graph):
         return bias if self.condition is None else bias + self.condition(energy)
 
 
-def _rows(config: EzAudioConfig, mode: str) -> tuple[Axis, Axis]:
-    """Axes of the rows the network runs on, and of those rows that carry a prompt of their own."""
-    batch = Axes.of(config).batch
-    return {"guided": (batch * 2, batch), "negative": (batch * 2, batch * 2), "unguided": (batch, batch)}[mode]
-
-
-def _stack_inputs(config: EzAudioConfig, mode: str, num_blocks: int) -> list[TensorSpec]:
+def _stack_inputs(config: EzAudioConfig, num_blocks: int) -> list[TensorSpec]:
     """Inputs that the transformer's body and the ControlNet share."""
     axes, dit = Axes.of(config), config.dit
-    _, prompted = _rows(config, mode)
-    heads = (num_blocks, prompted, dit.num_heads, axes.tokens, dit.head_width)
-    inputs = [
+    heads = (num_blocks, axes.prompt_rows, dit.num_heads, axes.tokens, dit.head_width)
+    return [
         TensorSpec("latents", "float32", (axes.batch, dit.latent_channels, axes.frames)),
         TensorSpec("frame_bias", "float32", (axes.batch, axes.frames, dit.width)),
         TensorSpec("block_modulation", "float32", (num_blocks, 6, dit.width)),
         TensorSpec("cross_keys", "float32", heads),
         TensorSpec("cross_values", "float32", heads),
-        TensorSpec("context_mask", "bool", (prompted, axes.tokens)),
+        TensorSpec("context_mask", "bool", (axes.prompt_rows, axes.tokens)),
+        TensorSpec("cross_constant", "float32", (num_blocks, axes.constant_rows, dit.width)),
     ]
-    if mode == "guided":
-        inputs.append(TensorSpec("cross_constant", "float32", (num_blocks, axes.batch, dit.width)))
-    return inputs
 
 
 class _Embedding(nn.Module):
     """First convolution of the noisy latent plus the frame bias, repeated for each guidance branch; and RoPE tables."""
 
-    def __init__(self, patch: nn.Conv1d, config: EzAudioConfig, mode: str) -> None:
+    def __init__(self, patch: nn.Conv1d, config: EzAudioConfig) -> None:
         super().__init__()
         self.patch = Product(patch.weight[:, : config.dit.latent_channels, 0])
-        self.branches = 1 if mode == "unguided" else 2
         cos, sin = ops.rope_tables(Axes.of(config).frames.max, config.dit.head_width)
         self.cos, self.sin = nn.Parameter(cos, requires_grad=False), nn.Parameter(sin, requires_grad=False)
 
-    def forward(self, latents: Tensor, frame_bias: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        frames = latents.shape[2]
-        x = self.patch(latents.transpose(1, 2)) + frame_bias
-        return torch.cat([x] * self.branches), (self.cos.narrow(0, 0, frames), self.sin.narrow(0, 0, frames))
+    def forward(self, given: dict[str, Tensor]) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        latents = given["latents"]
+        batch, frames = latents.shape[0], latents.shape[2]
+        x = self.patch(latents.transpose(1, 2)) + given["frame_bias"]
+        rows = torch.arange(_num_rows(given))
+        branches = x.index_select(0, torch.where(rows < batch, rows, rows - batch))
+        return branches, (self.cos.narrow(0, 0, frames), self.sin.narrow(0, 0, frames))
+
+
+def _num_rows(given: dict[str, Tensor]) -> int:
+    """How many rows the network runs on."""
+    return given["cross_keys"].shape[1] + given["cross_constant"].shape[1]
+
+
+def _first_rows(x: Tensor, given: dict[str, Tensor], dim: int) -> Tensor:
+    """The first rows of x, as many as the network runs on: all there are, or the prompts' of a guided step.
+
+    Selected, not narrowed: torch.export would want a proof that there are as many.
+    """
+    return x.index_select(dim, torch.arange(_num_rows(given)))
+
+
+def _exported(block_list: list[blocks.DiTBlock], numbers: Iterable[int]) -> nn.ModuleDict:
+    """Blocks by their number, in their exported form."""
+    return nn.ModuleDict({str(number): Block(block_list[number]) for number in numbers})
+
+
+def _run_block(
+    exported: nn.ModuleDict,
+    number: int,
+    x: Tensor,
+    given: dict[str, Tensor],
+    rope: tuple[Tensor, Tensor],
+    skip: Tensor | None = None,
+) -> Tensor:
+    """Block `number` on its part of the inputs that `_stack_inputs` lists."""
+    return exported[str(number)](
+        x,
+        given["block_modulation"][number],
+        rope,
+        given["cross_keys"][number],
+        given["cross_values"][number],
+        given["context_mask"],
+        given["cross_constant"][number],
+        skip=skip,
+    )
 
 
 class ControlNetGraph(Graph):
     """One evaluation of the ControlNet: residuals for the skips of every in block, in every guidance branch."""
 
-    def __init__(self, controlnet: ControlNet, config: EzAudioConfig, mode: str) -> None:
+    def __init__(self, controlnet: ControlNet, config: EzAudioConfig) -> None:
         axes, dit = Axes.of(config), config.dit
         count = dit.num_in_blocks
-        rows, _ = _rows(config, mode)
-        inputs = [*_stack_inputs(config, mode, count), TensorSpec("conditioning_scale", "float32", ())]
-        outputs = [TensorSpec("residuals", "float32", (count, rows, axes.frames, dit.width))]
-        super().__init__(graph_name("controlnet", mode), inputs, outputs)
-        self.mode = mode
-        self.embedding = _Embedding(controlnet.patch_embed.proj, config, mode)
-        self.blocks = nn.ModuleList(Block(block) for block in controlnet.in_blocks)  # type: ignore[arg-type]
+        inputs = [*_stack_inputs(config, count), TensorSpec("conditioning_scale", "float32", ())]
+        outputs = [TensorSpec("residuals", "float32", (count, axes.rows, axes.frames, dit.width))]
+        super().__init__("controlnet", inputs, outputs)
+        self.embedding = _Embedding(controlnet.patch_embed.proj, config)
+        self.blocks = _exported(list(controlnet.in_blocks), range(count))  # type: ignore[arg-type]
         self.zeros = nn.ModuleList(Product.of(zero) for zero in controlnet.controlnet_zero_blocks)  # type: ignore[arg-type]
 
-    def forward(
-        self,
-        latents: Tensor,
-        frame_bias: Tensor,
-        block_modulation: Tensor,
-        cross_keys: Tensor,
-        cross_values: Tensor,
-        context_mask: Tensor,
-        *rest: Tensor,
-    ) -> Tensor:
-        *maybe_constant, conditioning_scale = rest
-        x, rope = self.embedding(latents, frame_bias)
+    def forward(self, *args: Tensor) -> Tensor:
+        given = self.by_name(args)
+        x, rope = self.embedding(given)
         residuals = []
-        for i, (block, zero) in enumerate(zip(self.blocks, self.zeros, strict=True)):
-            constant = maybe_constant[0][i] if maybe_constant else None
-            x = block(x, block_modulation[i], rope, cross_keys[i], cross_values[i], context_mask, constant)
+        for i, zero in enumerate(self.zeros):
+            x = _run_block(self.blocks, i, x, given, rope)
             residuals.append(zero(x))
-        return torch.stack(residuals) * conditioning_scale
+        return torch.stack(residuals) * given["conditioning_scale"]
 
 
 class DenoiserGraph(Graph):
-    """One step: velocity of every guidance branch, then guidance, rescale and the solver's row in float32."""
+    """One step: velocity of every guidance branch, then guidance, rescale and the solver's row in float32.
 
-    def __init__(self, dit: MaskDiT, config: EzAudioConfig, mode: str, controlled: bool = False) -> None:
+    Three forms. `denoiser` runs every block and also gives `inner`, what the innermost blocks make of it;
+    `denoiser_shallow` takes `inner` of an earlier step and runs only the outermost blocks, those whose skips reach
+    around it (the idea of DeepCache, Ma et al. 2024, on the DiT's long skips); `denoiser_controlled` runs every block and
+    adds the ControlNet's residuals to the skips.
+    """
+
+    def __init__(self, dit: MaskDiT, config: EzAudioConfig, form: str = "denoiser") -> None:
         axes, size = Axes.of(config), config.dit
-        count = size.num_blocks
         latent = (axes.batch, size.latent_channels, axes.frames)
-        inputs = _stack_inputs(config, mode, count)
-        if controlled:
-            rows, _ = _rows(config, mode)
-            inputs.append(TensorSpec("residuals", "float32", (size.num_in_blocks, rows, axes.frames, size.width)))
+        inner = TensorSpec("inner", "float32", (axes.rows, axes.frames, size.width))
+        inputs = _stack_inputs(config, size.num_blocks)
+        if form == "denoiser_controlled":
+            residuals = (size.num_in_blocks, axes.rows, axes.frames, size.width)
+            inputs.append(TensorSpec("residuals", "float32", residuals))
+        elif form == "denoiser_shallow":
+            inputs.append(inner)
         inputs += [
             TensorSpec("final_modulation", "float32", (2, size.width)),
             TensorSpec("previous_clean", "float32", latent),
             TensorSpec("noise", "float32", latent),
             TensorSpec("coefficients", "float32", (6,)),
+            TensorSpec("guidance_scale", "float32", (axes.batch,)),
+            TensorSpec("guidance_rescale", "float32", (axes.batch,)),
         ]
-        if mode != "unguided":
-            inputs += [TensorSpec(f"guidance_{name}", "float32", (axes.batch,)) for name in ("scale", "rescale")]
         outputs = [TensorSpec("next_latents", "float32", latent), TensorSpec("clean", "float32", latent)]
-        super().__init__(graph_name("denoiser_controlled" if controlled else "denoiser", mode), inputs, outputs)
+        if form == "denoiser":
+            outputs.append(inner)
+        super().__init__(form, inputs, outputs)
         model = dit.model
-        self.mode, self.controlled, self.num_in = mode, controlled, size.num_in_blocks
-        self.embedding = _Embedding(model.patch_embed.proj, config, mode)
-        self.blocks = nn.ModuleList(Block(block) for block in model.all_blocks())
+        self.num_in, self.num_blocks, self.num_outer = size.num_in_blocks, size.num_blocks, size.num_outer_blocks
+        numbers = list(range(size.num_blocks))
+        if form == "denoiser_shallow":
+            numbers = numbers[: self.num_outer] + numbers[-self.num_outer :]
+        self.embedding = _Embedding(model.patch_embed.proj, config)
+        self.blocks = _exported(model.all_blocks(), numbers)
         self.final_linear = Product.of(model.final_block.linear)
         self.final_layer = model.final_block.final_layer
 
-    def velocity(self, given: dict[str, Tensor]) -> Tensor:
-        """(R, C, L): velocity of every branch, prompts first."""
-        x, rope = self.embedding(given["latents"], given["frame_bias"])
+    def velocity(self, given: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """(R, C, L): velocity of every branch, prompts first; and (R, L, D): what enters the last outer blocks."""
+        x, rope = self.embedding(given)
         skips: list[Tensor] = []
-        for i, block in enumerate(self.blocks):
-            constant = given["cross_constant"][i] if self.mode == "guided" else None
-            x = block(
-                x,
-                given["block_modulation"][i],
-                rope,
-                given["cross_keys"][i],
-                given["cross_values"][i],
-                given["context_mask"],
-                constant,
-                skip=skips.pop() if block.skip else None,
-            )
-            if i < self.num_in:
-                skips.append(x + given["residuals"][i] if self.controlled else x)
+        turn = self.num_blocks - self.num_outer
+        inner = x
+        for number in range(self.num_blocks):
+            if number == turn:
+                if self.name == "denoiser_shallow":
+                    x = _first_rows(given["inner"], given, dim=0)
+                inner = x
+            if self.name == "denoiser_shallow" and self.num_outer <= number < turn:
+                continue
+            skip = skips.pop() if number > self.num_in else None
+            x = _run_block(self.blocks, number, x, given, rope, skip)
+            if number < self.num_in:
+                skips.append(x)
+                if self.name == "denoiser_controlled":
+                    skips[-1] = x + _first_rows(given["residuals"][number], given, dim=0)
         weight, bias = given["final_modulation"].unbind(0)
         x = F.layer_norm(x, (x.shape[-1],), weight, bias, ops.NORM_EPS)
-        return self.final_layer(self.final_linear(x).transpose(1, 2))
+        return self.final_layer(self.final_linear(x).transpose(1, 2)), inner
 
-    def forward(self, *args: Tensor) -> tuple[Tensor, Tensor]:
-        given = dict(zip((spec.name for spec in self.inputs), args, strict=True))
-        velocity, latents = self.velocity(given), given["latents"]
-        if self.mode != "unguided":
-            batch = latents.shape[0]
-            conditional, negative = velocity.narrow(0, 0, batch), velocity.narrow(0, batch, batch)
-            velocity = guide(conditional, negative, given["guidance_scale"], given["guidance_rescale"])
-        return solver_step(given["coefficients"], latents, velocity, given["previous_clean"], given["noise"])
-
-
-def graph_name(kind: str, mode: str) -> str:
-    """`denoiser` for the default (empty negative prompt), `denoiser_negative`, `denoiser_unguided`."""
-    return kind if mode == "guided" else f"{kind}_{mode}"
+    def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
+        given = self.by_name(args)
+        (velocity, inner), latents = self.velocity(given), given["latents"]
+        # Without a second branch `negative` is the conditional one itself, and guidance changes nothing.
+        batch = torch.arange(latents.shape[0])
+        conditional = velocity.index_select(0, batch)
+        negative = velocity.index_select(0, batch + (velocity.shape[0] - latents.shape[0]))
+        velocity = guide(conditional, negative, given["guidance_scale"], given["guidance_rescale"])
+        results = solver_step(given["coefficients"], latents, velocity, given["previous_clean"], given["noise"])
+        return (*results, inner) if self.name == "denoiser" else results

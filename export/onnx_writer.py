@@ -27,7 +27,15 @@ INLINE_BYTES = 1024  # smaller tensors stay inside the .onnx file
 ALIGNMENT = 4096  # a page, so that a runtime can map every tensor
 
 # Sizes that are pairwise different and not 1, so that torch.export neither merges nor specialises them.
-EXAMPLE_SIZES = {"batch": 2, "frames": 6, "tokens": 5, "steps": 3}
+EXAMPLE_SIZES = {
+    "batch": 2,
+    "frames": 6,
+    "tokens": 5,
+    "steps": 3,
+    "prompt_rows": 7,
+    "constant_rows": 4,
+    "rows": 11,
+}
 TORCH_DTYPES = {"float32": torch.float32, "int64": torch.int64, "bool": torch.bool}
 
 
@@ -84,7 +92,7 @@ def to_onnx(graph: Graph) -> ir.Model:
     dims: dict[str, Dim] = {}
 
     def dim(axis: Axis) -> Any:
-        base = dims.setdefault(axis.name, Dim(axis.name, min=1, max=axis.max))
+        base = dims.setdefault(axis.name, Dim(axis.name, min=min(axis.min, 1), max=axis.max))
         return base if axis.times == 1 else axis.times * base
 
     shapes = {spec.name: {index: dim(axis) for index, axis in spec.axes().items()} for spec in graph.inputs}

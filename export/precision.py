@@ -15,7 +15,7 @@ import onnx_ir as ir
 from ezaudio.runtime.errors import BundleError
 
 PRECISIONS = ("fp32", "fp16", "bf16", "int8")
-STEP_GRAPHS = ("denoiser", "denoiser_controlled", "controlnet")
+STEP_GRAPHS = ("denoiser", "denoiser_shallow", "denoiser_controlled", "controlnet")
 
 MIN_HALF_VALUES = 4096  # below this a tensor is a bias, a norm or a small table, and its bytes do not matter
 KEEP_FP32 = ("embedding.", "final_linear.", "final_layer.")  # RoPE tables, and the layers next to the latents
@@ -26,7 +26,7 @@ _HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 def has_integer_products(graph_name: str) -> bool:
     """Whether a graph runs once a step, where int8 pays."""
-    return graph_name.removesuffix("_negative").removesuffix("_unguided") in STEP_GRAPHS
+    return graph_name in STEP_GRAPHS
 
 
 def apply(model: ir.Model, graph_name: str, precision: str) -> None:

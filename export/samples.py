@@ -11,7 +11,7 @@ from transformers import T5EncoderModel
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.controlnet import ControlNet
-from ezaudio.dit import MaskDiT
+from ezaudio.dit import InnerBlocks, MaskDiT
 from ezaudio.export.graphs import (
     ConditionerGraph,
     ControlNetGraph,
@@ -25,6 +25,8 @@ from ezaudio.text import encode_text
 from ezaudio.vae import AutoencoderOobleck
 
 TIMESTEP = 601
+LATER_TIMESTEP = 561  # of a step that reuses the inner blocks
+GUIDANCE_MODES = ("guided", "negative", "unguided")
 CONDITIONING_SCALE = 0.8
 # No solver's row, but one in which every coefficient matters and the velocity most: its error is what is judged.
 COEFFICIENTS = (0.03, 1.0, 0.02, 0.01, 0.01, -1.0)
@@ -32,17 +34,19 @@ COEFFICIENTS = (0.03, 1.0, 0.02, 0.01, 0.01, -1.0)
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """What a graph is fed with and what its PyTorch module answers, by tensor name."""
+    """What a graph is fed with and what its PyTorch module answers, by tensor name; `case` where there are several."""
 
     inputs: dict[str, np.ndarray]
     expected: dict[str, np.ndarray]
+    case: str = ""
 
     @classmethod
-    def of(cls, graph: Graph, inputs: dict[str, Tensor], expected: tuple[Tensor, ...]) -> Sample:
+    def of(cls, graph: Graph, inputs: dict[str, Tensor], expected: tuple[Tensor, ...], case: str = "") -> Sample:
         names = [spec.name for spec in graph.outputs]
         return cls(
             {spec.name: inputs[spec.name].numpy() for spec in graph.inputs},
             {name: value.numpy() for name, value in zip(names, expected, strict=True)},
+            case,
         )
 
 
@@ -124,10 +128,11 @@ class Sampler:
         conditioner: ConditionerGraph,
         modulation: ModulationGraph,
         frame_bias: FrameBiasGraph,
+        timestep: int = TIMESTEP,
     ) -> dict[str, Tensor]:
         """What the graphs before the step graph hand to it."""
         condition = self._condition(mode)
-        modulations = _as_tuple(modulation(torch.tensor([TIMESTEP])))
+        modulations = _as_tuple(modulation(torch.tensor([timestep])))
         names = ("block_modulation", "final_modulation")
         inputs = {name: value[0] for name, value in zip(names, modulations, strict=False)}
         context, mask = condition.context, condition.context_mask
@@ -135,9 +140,9 @@ class Sampler:
             assert condition.negative_context is not None
             assert condition.negative_mask is not None
             context, mask = torch.cat([context, condition.negative_context]), torch.cat([mask, condition.negative_mask])
-        keys, values, _ = conditioner(context)
+        keys, values, constant = conditioner(context)
         if mode == "guided":
-            inputs["cross_constant"] = conditioner(condition.negative_context)[2]
+            constant = conditioner(condition.negative_context)[2]
         bias = (
             frame_bias(self.given, self.mask)
             if frame_bias.condition is None
@@ -149,6 +154,7 @@ class Sampler:
             "cross_keys": keys,
             "cross_values": values,
             "context_mask": mask,
+            "cross_constant": constant if mode == "guided" else constant[:, :0],
             "conditioning_scale": torch.tensor(CONDITIONING_SCALE),
         }
 
@@ -161,9 +167,16 @@ class Sampler:
         conditioner: ConditionerGraph,
         modulation: ModulationGraph,
         frame_bias: FrameBiasGraph,
-    ) -> Sample:
-        inputs = self._hoisted(graph.mode, conditioner, modulation, frame_bias)
-        return Sample.of(graph, inputs, (self._residuals(graph.mode, dit, controlnet),))
+    ) -> list[Sample]:
+        return [
+            Sample.of(
+                graph,
+                self._hoisted(mode, conditioner, modulation, frame_bias),
+                (self._residuals(mode, dit, controlnet),),
+                mode,
+            )
+            for mode in GUIDANCE_MODES
+        ]
 
     @torch.no_grad()
     def _residuals(self, mode: str, dit: MaskDiT, controlnet: ControlNet) -> Tensor:
@@ -188,26 +201,49 @@ class Sampler:
         modulation: ModulationGraph,
         frame_bias: FrameBiasGraph,
         controlnet: ControlNet | None = None,
-    ) -> Sample:
-        """The whole guided step, expected from `MaskDiT` (and `ControlNet`) run branch by branch."""
-        inputs = self._hoisted(graph.mode, conditioner, modulation, frame_bias) | {
-            "previous_clean": self.previous_clean,
-            "noise": self.noise,
-            "coefficients": torch.tensor(COEFFICIENTS),
-            "guidance_scale": self.scale,
-            "guidance_rescale": self.rescale,
-        }
-        if controlnet is not None:
-            inputs["residuals"] = self._residuals(graph.mode, dit, controlnet)
-        predicted = velocity(
-            dit,
-            self._condition(graph.mode),
-            self.latents,
-            TIMESTEP,
-            self.scale,
-            self.rescale,
-            controlnet,
-            CONDITIONING_SCALE,
-        )
-        expected = solver_step(inputs["coefficients"], self.latents, predicted, self.previous_clean, self.noise)
-        return Sample.of(graph, inputs, expected)
+    ) -> list[Sample]:
+        """The whole step, expected from `MaskDiT` (and `ControlNet`) run branch by branch.
+
+        The shallow graph's is a later step on other latents, after one on these that ran every block.
+        """
+        samples = []
+        for mode in GUIDANCE_MODES:
+            inner = (InnerBlocks(), InnerBlocks())
+            condition = self._condition(mode)
+
+            def predict(latents: Tensor, timestep: int) -> Tensor:
+                return velocity(
+                    dit,
+                    condition,  # noqa: B023 - called within the iteration
+                    latents,
+                    timestep,
+                    self.scale,
+                    self.rescale,
+                    controlnet,
+                    CONDITIONING_SCALE,
+                    inner,  # noqa: B023
+                )
+
+            timestep, latents = TIMESTEP, self.latents
+            predicted = predict(latents, timestep)
+            made = torch.cat([state.output for state in inner if state.output is not None])
+            if graph.name == "denoiser_shallow":
+                timestep, latents = LATER_TIMESTEP, self.latents * 0.9 + self.noise * 0.1
+                for state in inner:
+                    state.reused = True
+                predicted = predict(latents, timestep)
+            inputs = self._hoisted(mode, conditioner, modulation, frame_bias, timestep) | {
+                "latents": latents,
+                "previous_clean": self.previous_clean,
+                "noise": self.noise,
+                "coefficients": torch.tensor(COEFFICIENTS),
+                "guidance_scale": self.scale,
+                "guidance_rescale": self.rescale,
+                "inner": made,
+            }
+            if controlnet is not None:
+                inputs["residuals"] = self._residuals(mode, dit, controlnet)
+            expected = solver_step(inputs["coefficients"], latents, predicted, self.previous_clean, self.noise)
+            outputs = (*expected, made) if graph.name == "denoiser" else expected
+            samples.append(Sample.of(graph, inputs, outputs, mode))
+        return samples

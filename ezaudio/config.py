@@ -48,6 +48,11 @@ class DiTConfig:
         return 2 * (self.depth // 2) + 1
 
     @property
+    def num_outer_blocks(self) -> int:
+        """Blocks at either end that run in every step, also in those that reuse what the inner ones made before."""
+        return max(1, self.num_in_blocks // 4)
+
+    @property
     def input_channels(self) -> int:
         """Noisy latent, given latent and the mask channel, concatenated."""
         return 2 * self.latent_channels + 1

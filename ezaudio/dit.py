@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +11,19 @@ from torch import Tensor, nn
 from ezaudio import blocks
 from ezaudio.config import DiTConfig
 from ezaudio.kernels import reference as ops
+
+
+@dataclass(slots=True)
+class InnerBlocks:
+    """What the inner blocks made of a step, for steps after it that do not run them (DeepCache, Ma et al. 2024).
+
+    Attributes:
+        output: (B, L, D) that enters the last `num_outer_blocks`; None before the first step.
+        reused: the next evaluation takes `output` in place of running the inner blocks; else it replaces it.
+    """
+
+    output: Tensor | None = None
+    reused: bool = False
 
 
 class UDiT(nn.Module):
@@ -41,6 +55,7 @@ class UDiT(nn.Module):
         context: Tensor,
         context_mask: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
+        inner: InnerBlocks | None = None,
     ) -> Tensor:
         """inputs (B, 2C + 1, L) → velocity (B, C, L); residuals: one (B, L, D) an in block, added to its skip."""
         x = self.patch_embed(inputs)
@@ -51,14 +66,23 @@ class UDiT(nn.Module):
         if self.fused:
             from ezaudio import fused
 
+            if inner is not None:
+                raise ValueError("a fused model runs every block in every step: reuse the inner blocks of a plain one")
             return fused.run_unet(self, x, time_state, shared, context, context_mask, rope, residuals)
-        skips = []
-        for index, block in enumerate(self.in_blocks):
-            x = block(x, time_state, shared, context, context_mask, rope)
-            skips.append(x if residuals is None else x + residuals[index])
-        x = self.mid_block(x, time_state, shared, context, context_mask, rope)
-        for block in self.out_blocks:
-            x = block(x, time_state, shared, context, context_mask, rope, skip=skips.pop())
+        skips: list[Tensor] = []
+        turn = self.config.num_blocks - self.config.num_outer_blocks
+        for number, block in enumerate(self.all_blocks()):
+            if inner is not None and number == turn:
+                if inner.reused:
+                    assert inner.output is not None
+                    x = inner.output
+                inner.output = x
+            if inner is not None and inner.reused and self.config.num_outer_blocks <= number < turn:
+                continue
+            skip = skips.pop() if number > len(self.in_blocks) else None
+            x = block(x, time_state, shared, context, context_mask, rope, skip=skip)
+            if number < len(self.in_blocks):
+                skips.append(x if residuals is None else x + residuals[number])
         return self.final_block(x, self.time_ada_final(time_state))
 
 
@@ -131,6 +155,7 @@ class MaskDiT(nn.Module):
         given: Tensor | None = None,
         mask: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
+        inner: InnerBlocks | None = None,
     ) -> Tensor:
         """Velocity v = √ᾱ·ε − √(1 − ᾱ)·x₀ of the noisy latent.
 
@@ -141,8 +166,9 @@ class MaskDiT(nn.Module):
             context_mask: (B, S) True where a token is valid; at least one a row.
             given, mask: see `assemble`.
             residuals: ControlNet residuals, one (B, L, D) an in block.
+            inner: keeps what the inner blocks made, or has it used again.
 
         Returns:
             (B, C, L).
         """
-        return self.model(self.assemble(x, given, mask), timesteps, context, context_mask, residuals)
+        return self.model(self.assemble(x, given, mask), timesteps, context, context_mask, residuals, inner)

@@ -5,15 +5,15 @@ Reads as the system does: text states → start noise → one solver row per ste
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
 from ezaudio.controlnet import ControlNet
-from ezaudio.dit import MaskDiT
+from ezaudio.dit import InnerBlocks, MaskDiT
 from ezaudio.runtime.noise import NoiseSource
-from ezaudio.runtime.solvers import SolverPlan
+from ezaudio.runtime.solvers import SolverPlan, guided_steps
 
 
 def standard_deviation(x: Tensor) -> Tensor:
@@ -80,22 +80,27 @@ def velocity(
     guidance_rescale: Tensor,
     controlnet: ControlNet | None = None,
     conditioning_scale: float = 1.0,
+    inner: tuple[InnerBlocks, InnerBlocks] | None = None,
 ) -> Tensor:
-    """Guided velocity of one step: (B, C, L) → (B, C, L). Each guidance branch runs by itself, as it is defined."""
-    timesteps = torch.full((latents.shape[0],), timestep, device=latents.device)
+    """Guided velocity of one step: (B, C, L) → (B, C, L). Each guidance branch runs by itself, as it is defined.
 
-    def branch(context: Tensor, mask: Tensor) -> Tensor:
+    inner: what steps share of the inner blocks, of the prompts and of the negative side.
+    """
+    timesteps = torch.full((latents.shape[0],), timestep, device=latents.device)
+    of_prompts, of_negative = inner or (None, None)
+
+    def branch(context: Tensor, mask: Tensor, inner: InnerBlocks | None) -> Tensor:
         residuals = None
         if controlnet is not None:
             assert condition.energy is not None
             inputs = dit.assemble(latents, condition.given, condition.mask)
             residuals = controlnet(inputs, timesteps, context, mask, condition.energy, conditioning_scale)
-        return dit(latents, timesteps, context, mask, condition.given, condition.mask, residuals)
+        return dit(latents, timesteps, context, mask, condition.given, condition.mask, residuals, inner)
 
-    conditional = branch(condition.context, condition.context_mask)
+    conditional = branch(condition.context, condition.context_mask, of_prompts)
     if condition.negative_context is None or condition.negative_mask is None:
         return conditional
-    negative = branch(condition.negative_context, condition.negative_mask)
+    negative = branch(condition.negative_context, condition.negative_mask, of_negative)
     return guide(conditional, negative, guidance_scale, guidance_rescale)
 
 
@@ -110,6 +115,8 @@ def sample(
     guidance_rescale: float = 0.0,
     controlnet: ControlNet | None = None,
     conditioning_scale: float = 1.0,
+    guidance_interval: tuple[float, float] = (0.0, 1.0),
+    reuse: tuple[int, ...] = (),
 ) -> Tensor:
     """Walk the solver's table from noise to clean latents.
 
@@ -117,6 +124,8 @@ def sample(
         noise: one source per item; an item's result does not depend on its batch.
         num_frames: L.
         guidance_scale: used when `condition` has a negative context.
+        guidance_interval: lowest and highest noise level that is guided, see `runtime.solvers.guided_steps`.
+        reuse: steps that take what the inner blocks made last in place of running them.
 
     Returns:
         (B, C, L) latents, the given frames restored when editing.
@@ -130,8 +139,23 @@ def sample(
     scale, rescale = (torch.full((batch,), value, device=device) for value in (guidance_scale, guidance_rescale))
     latents = draw(0)
     clean, drawn = torch.zeros_like(latents), torch.zeros_like(latents)
+    guided = guided_steps(plan, guidance_interval)
+    unguided_condition = replace(condition, negative_context=None, negative_mask=None)
+    inner = (InnerBlocks(), InnerBlocks())
     for index, (timestep, row) in enumerate(zip(plan.timesteps, plan.rows, strict=True)):
-        predicted = velocity(dit, condition, latents, int(timestep), scale, rescale, controlnet, conditioning_scale)
+        for state in inner:
+            state.reused = index in reuse
+        predicted = velocity(
+            dit,
+            condition if guided[index] else unguided_condition,
+            latents,
+            int(timestep),
+            scale,
+            rescale,
+            controlnet,
+            conditioning_scale,
+            inner if reuse else None,
+        )
         if plan.draws_noise:
             drawn = draw(index + 1)
         latents, clean = solver_step(torch.tensor(row, device=device), latents, predicted, clean, drawn)

@@ -58,9 +58,10 @@ class GraphError:
 
 @dataclass(frozen=True, slots=True)
 class VelocityError:
-    """Of one step. `frames`: length of the latents."""
+    """Of one step. `mode`: of guidance; `frames`: length of the latents."""
 
     graph: str
+    mode: str
     frames: int
     timestep: int
     cosine: float
@@ -162,10 +163,10 @@ def certificate_table(certificate: Certificate, precision: str) -> str:
         for r in certificate.graphs
     ]
     rows += [("denoiser", f"'{name}'", "too far off in int8", "moved to fp16") for name in certificate.not_int8]
-    for graph, frames in dict.fromkeys((v.graph, v.frames) for v in certificate.velocities):
-        steps = [v for v in certificate.velocities if (v.graph, v.frames) == (graph, frames)]
+    for graph, mode, frames in dict.fromkeys((v.graph, v.mode, v.frames) for v in certificate.velocities):
+        steps = [v for v in certificate.velocities if (v.graph, v.mode, v.frames) == (graph, mode, frames)]
         worst = min(steps, key=lambda v: v.cosine)
-        what = f"velocity cosine, {len(steps)} steps of {frames} frames"
+        what = f"velocity cosine, {mode}, {len(steps)} steps of {frames} frames"
         rows.append((graph, what, f"{worst.cosine:.6f} (t={worst.timestep})", f"{tolerance.cosine}"))
         rows.append(
             (graph, "velocity relative L2", f"{max(v.relative_l2 for v in steps):.1e}", f"{tolerance.relative_l2:.1e}")

@@ -114,26 +114,28 @@ class Conditioning:
 
         return self._modulations.get_or_make((prefix, plan.timesteps.tobytes()), make)
 
-    def cross_inputs(self, settings: Settings, prefix: str = "") -> tuple[str, dict[str, Array]]:
-        """The ending of the graph's name that fits the settings, and the inputs of its cross-attention."""
+    def cross_inputs(self, settings: Settings, guided: bool, prefix: str = "") -> dict[str, Array]:
+        """What cross-attention reads in a step: keys and values of the rows that attend to a prompt, the constant of
+        those whose prompt is one token."""
         prompt = self.prompt(settings.prompt, prefix)
         inputs: dict[str, Array] = {
             "cross_keys": prompt.keys,
             "cross_values": prompt.values,
             "context_mask": np.ones((1, prompt.num_tokens), np.bool_),
+            "cross_constant": prompt.constant[:, :0],
         }
-        if settings.guidance_scale == 1:
-            return "_unguided", inputs
+        if not guided:
+            return inputs
         negative = self.prompt(settings.negative_prompt, prefix)
         if negative.num_tokens == 1:
-            return "", inputs | {"cross_constant": negative.constant}
+            return inputs | {"cross_constant": negative.constant}
         count = max(prompt.num_tokens, negative.num_tokens)
         pairs = {
             name: np.concatenate([_pad_tokens(getattr(state, name), count) for state in (prompt, negative)], axis=1)
             for name in ("keys", "values")
         }
         mask = np.arange(count) < np.array([[prompt.num_tokens], [negative.num_tokens]])
-        return "_negative", {"cross_keys": pairs["keys"], "cross_values": pairs["values"], "context_mask": mask}
+        return inputs | {"cross_keys": pairs["keys"], "cross_values": pairs["values"], "context_mask": mask}
 
 
 def _pad_tokens(state: Float32, count: int) -> Float32:

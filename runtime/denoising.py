@@ -18,24 +18,36 @@ if TYPE_CHECKING:
 OnStepDone = Callable[[int], None]
 """Called with the number of a step that is done; whatever it raises ends the loop."""
 
+HANDED_ON = ("residuals", "inner")
+"""Tensors that one graph of a loop makes and the next that takes them reads: the ControlNet's residuals in the same
+step, what the inner blocks made in any later one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """One way to run a step: a graph, and by name the inputs that are the same whenever it runs so."""
+
+    graph: str
+    constants: dict[str, Array]
+
 
 @dataclass(frozen=True, slots=True)
 class StepGraph:
-    """A graph that runs once a step.
+    """What runs once a step: the denoiser, or the ControlNet before it.
 
     Attributes:
-        name: of the graph.
-        constants: inputs that stay the same, by name.
-        rows: inputs that change, (num_steps, …) each.
+        evaluations: the ways in which steps are run: guided or not, all blocks or the outermost.
+        steps: for every step the number of its evaluation.
+        rows: inputs that change with the step, (num_steps, …) each.
     """
 
-    name: str
-    constants: dict[str, Array]
+    evaluations: tuple[Evaluation, ...]
+    steps: tuple[int, ...]
     rows: dict[str, Array]
 
     @property
     def num_steps(self) -> int:
-        return len(next(iter(self.rows.values())))
+        return len(self.steps)
 
 
 class Sessions(Protocol):
@@ -55,7 +67,7 @@ class Sessions(Protocol):
         """Run the whole loop.
 
         Args:
-            denoiser: inputs other than `latents`, `previous_clean`, `noise` and `residuals`.
+            denoiser: inputs other than `latents`, `previous_clean`, `noise` and those of `HANDED_ON`.
             control: a ControlNet's graph, which runs before the denoiser in every step; inputs other than `latents`.
             latents: (1, C, L) to start from.
             noise: draws what step n adds, (1, C, L); called in order, n from 0. None where steps add none.

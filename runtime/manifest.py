@@ -5,18 +5,19 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.certificate import Certificate
 from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.presets import PRESETS, Preset
 from ezaudio.runtime.tensor_spec import TensorSpec
 
 FILE_NAME = "manifest.json"
 FORMAT = "ezaudio-bundle"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
 _CHUNK = 1 << 22
 
@@ -60,6 +61,7 @@ class Manifest:
         bundle_id: the first 16 hex digits of the manifest's own sha256, hence of all it lists.
         target: `cpu`, or the builder whose typed graphs the bundle holds.
         certificate: what its precision costs; of typed bundles only.
+        presets: sampling plans by name.
     """
 
     config: EzAudioConfig
@@ -73,6 +75,7 @@ class Manifest:
     bundle_id: str = ""
     target: str = "cpu"
     certificate: Certificate | None = None
+    presets: dict[str, Preset] = field(default_factory=lambda: dict(PRESETS))
 
     def to_dict(self) -> dict[str, Any]:
         return {
@@ -98,6 +101,7 @@ class Manifest:
             ],
             "files": {name: {"size": f.size, "sha256": f.sha256} for name, f in self.files.items()},
             "packages": self.packages,
+            "presets": {name: preset.to_dict() for name, preset in self.presets.items()},
             **({} if self.certificate is None else {"certificate": self.certificate.to_dict()}),
         }
 
@@ -182,6 +186,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
             bundle_id=digest[:16],
             target=str(found.get("target", "cpu")),
             certificate=_certificate(found.get("certificate"), files),
+            presets={str(name): Preset.from_dict(preset) for name, preset in found["presets"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
         detail = f"{type(error).__name__}: {error}"

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ezaudio.runtime.denoising import OnStepDone, StepGraph
+from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.tensor_spec import TensorSpec
@@ -112,10 +112,8 @@ class GraphSessions:
         """The sampling loop, see `denoising.Sessions`."""
         loop = DenoiserLoop(self, denoiser, control, latents)
         for index in range(denoiser.num_steps):
-            changed = {name: rows[index] for name, rows in denoiser.rows.items()}
-            if noise is not None:
-                changed["noise"] = noise(index)
-            loop.step(changed, {} if control is None else {name: rows[index] for name, rows in control.rows.items()})
+            changed = {} if noise is None else {"noise": noise(index)}
+            loop.step(index, changed)
             on_step_done(index)
         return loop.latents()
 
@@ -133,27 +131,40 @@ class GraphSessions:
 
 
 class BoundGraph:
-    """A graph bound to buffers that stay where they are: a run copies in what changed and allocates nothing."""
+    """A graph bound to buffers that stay where they are: a run copies in what changed and allocates nothing.
 
-    # A captured graph is replayed by its number whatever is bound now, so every pair of buffers needs its own.
+    `made` are the buffers of those outputs that are handed on.
+    """
+
     _numbers = itertools.count(1)
 
     def __init__(
-        self, sessions: GraphSessions, graph: StepGraph, inputs: dict[str, Array], elsewhere: set[str]
+        self, sessions: GraphSessions, evaluation: Evaluation, first: dict[str, Array], sizes: dict[str, int]
     ) -> None:
-        """inputs: first values by name. elsewhere: names of the inputs that `bind_input` gives."""
-        self._session, self._device = sessions.open_captured(graph.name), sessions.device
+        """first: values of the inputs that `run` changes, for their shapes. sizes: of the loop's axes."""
+        self._session = sessions.open_captured(evaluation.graph)
         self._binding = self._session.io_binding()
-        names = {spec.name for spec in sessions.specs(graph.name)[0]}
-        assert names == inputs.keys() | elsewhere, names ^ (inputs.keys() | elsewhere)
-        self._inputs = {key: buffer(value, self._device) for key, value in inputs.items()}
-        for key, value in self._inputs.items():
-            self._binding.bind_ortvalue_input(key, value)
-        self._options: list[Any] = []
-        for _ in range(2):
-            options = ort.RunOptions()
-            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
-            self._options.append(options)
+        taken, given = sessions.specs(evaluation.graph)
+        fed = {spec.name for spec in taken}
+        self._inputs = {
+            name: buffer(value, sessions.device)
+            for name, value in (evaluation.constants | first).items()
+            if name in fed
+        }
+        for name, value in self._inputs.items():
+            self._binding.bind_ortvalue_input(name, value)
+        sizes = sizes | {"rows": evaluation.constants["cross_keys"].shape[1]}
+        sizes["rows"] += evaluation.constants["cross_constant"].shape[1]
+        self.taken = [name for name in HANDED_ON if name in fed]
+        self.made = {
+            spec.name: buffer(np.zeros(spec.sizes(sizes), np.float32), sessions.device)
+            for spec in given
+            if spec.name in HANDED_ON
+        }
+        for name, value in self.made.items():
+            self.bind_output(name, value)
+        # A captured graph is replayed by its number whatever is bound now, so every set of buffers needs its own.
+        self._options: dict[Hashable, Any] = {}
 
     def bind_input(self, name: str, value: ort.OrtValue) -> None:
         self._binding.bind_ortvalue_input(name, value)
@@ -161,11 +172,15 @@ class BoundGraph:
     def bind_output(self, name: str, value: ort.OrtValue) -> None:
         self._binding.bind_ortvalue_output(name, value)
 
-    def run(self, changed: dict[str, Array], parity: int) -> None:
-        """parity: 0 or 1, which pair of the swapped buffers is bound."""
-        for key, value in changed.items():
-            self._inputs[key].update_inplace(np.ascontiguousarray(value))
-        self._session.run_with_iobinding(self._binding, self._options[parity])
+    def run(self, changed: dict[str, Array], buffers: Hashable) -> None:
+        """buffers: what tells the buffers bound now from those of other runs."""
+        for name, value in changed.items():
+            if name in self._inputs:
+                self._inputs[name].update_inplace(np.ascontiguousarray(value))
+        if buffers not in self._options:
+            options = self._options[buffers] = ort.RunOptions()
+            options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
+        self._session.run_with_iobinding(self._binding, self._options[buffers])
 
 
 def buffer(array: Array, device: str) -> ort.OrtValue:
@@ -174,7 +189,7 @@ def buffer(array: Array, device: str) -> ort.OrtValue:
 
 
 class DenoiserLoop:
-    """The denoiser graph and, before it in every step, a ControlNet; a step swaps two pairs of buffers."""
+    """The denoiser and, before it in every step, a ControlNet; a step swaps two pairs of buffers."""
 
     def __init__(
         self, sessions: GraphSessions, denoiser: StepGraph, control: StepGraph | None, latents: Float32
@@ -184,27 +199,33 @@ class DenoiserLoop:
         self._latents = [buffer(latents, device), buffer(zeros, device)]
         self._clean = [buffer(zeros, device), buffer(zeros, device)]
         self._parity = 0
-        fed = {"latents", "previous_clean"} | (set() if control is None else {"residuals"})
-        self._denoiser = BoundGraph(sessions, denoiser, _first(denoiser) | {"noise": zeros}, fed)
-        self._control = None
-        if control is not None:
-            self._control = BoundGraph(sessions, control, _first(control), {"latents"})
-            (spec,) = sessions.specs(control.name)[1]
-            residuals = np.zeros(spec.sizes({"batch": latents.shape[0], "frames": latents.shape[2]}), np.float32)
-            shared = buffer(residuals, device)
-            self._control.bind_output("residuals", shared)
-            self._denoiser.bind_input("residuals", shared)
+        sizes = {"batch": latents.shape[0], "frames": latents.shape[2]}
+        self._graphs = [denoiser] if control is None else [control, denoiser]
+        self._bound = [
+            [
+                BoundGraph(
+                    sessions, one, {"noise": zeros} | {name: rows[0] for name, rows in graph.rows.items()}, sizes
+                )
+                for one in graph.evaluations
+            ]
+            for graph in self._graphs
+        ]
+        self._handed: dict[str, ort.OrtValue] = {}
 
-    def step(self, changed: dict[str, Array], control_changed: dict[str, Array]) -> None:
-        """Advance the latents by one step with these inputs changed."""
-        if self._control is not None:
-            self._control.bind_input("latents", self._latents[0])
-            self._control.run(control_changed, self._parity)
-        self._denoiser.bind_input("latents", self._latents[0])
-        self._denoiser.bind_input("previous_clean", self._clean[0])
-        self._denoiser.bind_output("next_latents", self._latents[1])
-        self._denoiser.bind_output("clean", self._clean[1])
-        self._denoiser.run(changed, self._parity)
+    def step(self, index: int, changed: dict[str, Array]) -> None:
+        """Run step `index`; `changed` are inputs besides the rows."""
+        for graph, bound in zip(self._graphs, self._bound, strict=True):
+            one = bound[graph.steps[index]]
+            one.bind_input("latents", self._latents[0])
+            for name in one.taken:
+                one.bind_input(name, self._handed[name])
+            if graph is self._graphs[-1]:
+                one.bind_input("previous_clean", self._clean[0])
+                one.bind_output("next_latents", self._latents[1])
+                one.bind_output("clean", self._clean[1])
+            handed = tuple(id(self._handed[name]) for name in one.taken)
+            one.run(changed | {name: rows[index] for name, rows in graph.rows.items()}, (self._parity, handed))
+            self._handed |= one.made
         self._latents.reverse()
         self._clean.reverse()
         self._parity ^= 1
@@ -212,8 +233,3 @@ class DenoiserLoop:
     def latents(self) -> Float32:
         """A copy of the latents after the steps so far."""
         return np.array(self._latents[0].numpy())
-
-
-def _first(graph: StepGraph) -> dict[str, Array]:
-    """Every input that the loop feeds, with the values of the first step."""
-    return graph.constants | {name: rows[0] for name, rows in graph.rows.items()}

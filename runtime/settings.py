@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.presets import Preset
 
 if TYPE_CHECKING:
     import numpy as np
@@ -45,6 +47,8 @@ class Settings:
         noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one for every backend alike.
         edit: the part that was made anew; None when the whole clip was made. `duration_s` is then what the model saw.
         control_scale: how far the ControlNet steers; None without one.
+        guidance_interval: lowest and highest noise level that is guided, 0 to 1 (`solvers.guided_steps`).
+        reuse: steps, from 0, that take what the inner blocks made last in place of running them.
     """
 
     prompt: str
@@ -59,6 +63,8 @@ class Settings:
     noise: str
     edit: Edit | None = None
     control_scale: float | None = None
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: tuple[int, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """As JSON: without `edit` and `control_scale` where they are None."""
@@ -86,23 +92,35 @@ class Generation:
     warnings: tuple[str, ...]
 
 
-def resolve(config: EzAudioConfig, prompt: str, **given: Any) -> Settings:
-    """Fill what is not given (or None) from the model's defaults and check everything.
+def resolve(config: EzAudioConfig, prompt: str, presets: Mapping[str, Preset] | None = None, **given: Any) -> Settings:
+    """Fill what is not given (or None) from the preset, or else from the model's defaults, and check everything.
+
+    A number of steps or a solver that differs from the preset's leaves its `reuse` aside, which is made for those.
+
+    Args:
+        presets: what `given["preset"]` names one of.
 
     Raises InputError with what was got, what is expected and what to do.
     """
-    from ezaudio.runtime.solvers import SOLVERS
+    from ezaudio.runtime.solvers import SOLVERS, guided_steps, solver_plan
 
     defaults = config.defaults
-    solver = given.get("solver") or defaults.solver
+    plan = Preset(defaults.solver, defaults.num_steps, defaults.eta)
+    if (name := given.get("preset")) is not None:
+        if not presets or name not in presets:
+            raise InputError(f"unknown preset {name!r}: expected one of {', '.join(presets or ())}")
+        plan = presets[name]
+    solver = given.get("solver") or plan.solver
     if solver not in SOLVERS:
         raise InputError(f"unknown solver {solver!r}: expected one of {', '.join(SOLVERS)}")
-    usual_eta = defaults.eta if solver == defaults.solver else float(SOLVERS[solver].stochastic)
+    usual_eta = plan.eta if solver == plan.solver else float(SOLVERS[solver].stochastic)
+    num_steps = _value(given, "num_steps", plan.num_steps)
+    unchanged = (solver, num_steps) == (plan.solver, plan.num_steps) and given.get("control_scale") is None
     settings = Settings(
         prompt=prompt,
         negative_prompt=_value(given, "negative_prompt", ""),
         duration_s=_value(given, "duration_s", defaults.duration_s),
-        num_steps=_value(given, "num_steps", defaults.num_steps),
+        num_steps=num_steps,
         guidance_scale=_value(given, "guidance_scale", defaults.guidance_scale),
         guidance_rescale=_value(given, "guidance_rescale", defaults.guidance_rescale),
         eta=_value(given, "eta", usual_eta),
@@ -111,11 +129,55 @@ def resolve(config: EzAudioConfig, prompt: str, **given: Any) -> Settings:
         noise=_value(given, "noise", NOISE_SOURCES[0]),
         edit=given.get("edit"),
         control_scale=given.get("control_scale"),
+        guidance_interval=_interval(_value(given, "guidance_interval", plan.guidance_interval)),
+        reuse=_steps(_value(given, "reuse", plan.reuse if unchanged else ())),
     )
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbelow(2**32))
     _check(settings, config)
+    made = solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion)
+    _check_reuse(settings, guided_steps(made, settings.guidance_interval))
     return settings
+
+
+def _interval(value: Any) -> tuple[float, float]:
+    expected = "guidance_interval must be the lowest and the highest noise level to guide, 0 to 1"
+    if not isinstance(value, (tuple, list)) or len(value) != 2:
+        raise InputError(f"{expected}, got {value!r}")
+    for bound in value:
+        _number("a bound of guidance_interval", bound, 0, 1)
+    if value[0] > value[1]:
+        raise InputError(f"{expected}, got {value!r}")
+    return float(value[0]), float(value[1])
+
+
+def _steps(value: Any) -> tuple[int, ...]:
+    if not isinstance(value, (tuple, list)) or any(isinstance(n, bool) or not isinstance(n, int) for n in value):
+        raise InputError(f"reuse must be numbers of steps, got {value!r}")
+    return tuple(value)
+
+
+def _check_reuse(settings: Settings, guided: tuple[bool, ...]) -> None:
+    """Each step must exist and come after one with as many guidance branches that ran every block."""
+    reuse = settings.reuse
+    if not reuse:
+        return
+    if settings.control_scale is not None:
+        raise InputError("reuse does not go with control_audio, which steers every block: leave one out")
+    if list(reuse) != sorted(set(reuse)) or not reuse[0] >= 1 or reuse[-1] >= settings.num_steps:
+        raise InputError(
+            f"reuse must be rising numbers of steps from 1 to {settings.num_steps - 1} (the first step has nothing to "
+            f"reuse), got {list(reuse)}"
+        )
+    whole = 0
+    for step in range(settings.num_steps):
+        if step not in reuse:
+            whole = step
+        elif guided[step] and not guided[whole]:
+            raise InputError(
+                f"step {step} is guided and reuses step {whole}, which is not: take {step} out of reuse or widen "
+                "guidance_interval"
+            )
 
 
 def _value(given: dict[str, Any], name: str, default: Any) -> Any:

@@ -15,7 +15,7 @@ import numpy as np
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.conditioning import Conditioning
 from ezaudio.runtime.session import GraphSessions
-from ezaudio.runtime.settings import Settings, resolve
+from ezaudio.runtime.settings import resolve
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -25,7 +25,8 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 VELOCITY_ROW = np.array([0, 1, 0, 0, 0, 1], np.float32)  # next latents and clean estimate are the velocity itself
-MODES = ("", "_negative", "_unguided")
+MODES = ("guided", "negative", "unguided")
+"""Of guidance: with the empty negative prompt, with another, without."""
 CONTROL_SCALE = 0.8
 
 
@@ -35,19 +36,16 @@ class Point:
 
     Attributes:
         latents: (1, C, L).
-        mode: ending of the denoiser's name.
-        controlled: with the ControlNet.
+        mode: of guidance.
+        graph: the denoiser that is asked. The shallow one is given what the whole one makes at the same place, and so
+            is to answer the same.
     """
 
     latents: Float32
     timestep: int
     prompt: str
-    mode: str = ""
-    controlled: bool = False
-
-    @property
-    def graph(self) -> str:
-        return f"denoiser{'_controlled' if self.controlled else ''}{self.mode}"
+    mode: str = MODES[0]
+    graph: str = "denoiser"
 
 
 class TeacherForced:
@@ -71,27 +69,28 @@ class TeacherForced:
             "previous_clean": np.zeros_like(point.latents),
             "noise": np.zeros_like(point.latents),
             "coefficients": VELOCITY_ROW,
+            "guidance_scale": np.array([self._guidance_scale], np.float32),
+            "guidance_rescale": np.array([self._usual.guidance_rescale], np.float32),
         }
-        if point.mode != "_unguided":
-            inputs["guidance_scale"] = np.array([max(self._usual.guidance_scale, 2.0)], np.float32)
-            inputs["guidance_rescale"] = np.array([self._usual.guidance_rescale], np.float32)
-        if point.controlled:
-            name = f"controlnet{point.mode}"
-            inputs["residuals"] = self.sessions.run(name, **self.control_inputs(point))["residuals"]
+        if point.graph == "denoiser_controlled":
+            inputs["residuals"] = self.sessions.run("controlnet", **self.control_inputs(point))["residuals"]
+        elif point.graph == "denoiser_shallow":
+            inputs["inner"] = self.sessions.run("denoiser", **inputs)["inner"]
         return inputs
 
     def control_inputs(self, point: Point) -> dict[str, Array]:
         """What the ControlNet's graph is fed with."""
         return self._body(point, "controlnet_") | {"conditioning_scale": np.array(CONTROL_SCALE, np.float32)}
 
-    def _settings(self, point: Point) -> Settings:
-        scale = 1.0 if point.mode == "_unguided" else max(self._usual.guidance_scale, 2.0)
-        negative = self._negative if point.mode == "_negative" else ""
-        return replace(self._usual, prompt=point.prompt, negative_prompt=negative, guidance_scale=scale)
+    @property
+    def _guidance_scale(self) -> float:
+        """At least 2, so that an error of guidance shows."""
+        return max(self._usual.guidance_scale, 2.0)
 
     def _body(self, point: Point, prefix: str) -> dict[str, Array]:
-        mode, inputs = self.conditioning.cross_inputs(self._settings(point), prefix)
-        assert mode == point.mode, (mode, point.mode)
+        negative = self._negative if point.mode == "negative" else ""
+        settings = replace(self._usual, prompt=point.prompt, negative_prompt=negative)
+        inputs = self.conditioning.cross_inputs(settings, point.mode != "unguided", prefix)
         modulation = self.sessions.run(f"{prefix}modulation", timesteps=np.array([point.timestep], np.int64))
         inputs |= {name: rows[0] for name, rows in modulation.items()}
         frames = point.latents.shape[2]

@@ -21,8 +21,8 @@ class Axis:
     times: int = 1
 
     def __post_init__(self) -> None:
-        if not 1 <= self.min <= self.opt <= self.max or self.times < 1:
-            raise ValueError(f"axis {self.name!r} needs 1 <= min <= opt <= max and times >= 1, got {self}")
+        if not 0 <= self.min <= self.opt <= self.max or self.opt < 1 or self.times < 1:
+            raise ValueError(f"axis {self.name!r} needs 0 <= min <= opt <= max, opt and times >= 1, got {self}")
 
     def __mul__(self, times: int) -> Axis:
         return Axis(self.name, self.min, self.opt, self.max, self.times * times)

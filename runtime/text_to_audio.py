@@ -14,14 +14,15 @@ from ezaudio.runtime.backends import choose_backend, open_sessions
 from ezaudio.runtime.bundle_store import find_bundle
 from ezaudio.runtime.conditioning import Conditioning
 from ezaudio.runtime.decoding import decode_chunks
-from ezaudio.runtime.denoising import StepGraph
+from ezaudio.runtime.denoising import Evaluation, StepGraph
 from ezaudio.runtime.editing import CONTEXT_S, Window, check_audio, model_input, splice
 from ezaudio.runtime.energy import energy_contour
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import OnBytes, read_manifest
 from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
+from ezaudio.runtime.presets import Preset
 from ezaudio.runtime.settings import Edit, Generation, Settings, Step, resolve
-from ezaudio.runtime.solvers import SolverPlan, solver_plan
+from ezaudio.runtime.solvers import SolverPlan, guided_steps, solver_plan
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -35,7 +36,19 @@ OnAudio = Callable[[int, "Float32"], "bool | None"]
 
 MAX_THREADS = 1024
 EDIT_SETTINGS = frozenset(
-    ("num_steps", "guidance_scale", "guidance_rescale", "eta", "seed", "negative_prompt", "solver", "noise")
+    (
+        "preset",
+        "num_steps",
+        "guidance_scale",
+        "guidance_rescale",
+        "guidance_interval",
+        "eta",
+        "seed",
+        "negative_prompt",
+        "solver",
+        "reuse",
+        "noise",
+    )
 )
 
 
@@ -65,6 +78,8 @@ class TextToAudio:
         threads: of ONNX Runtime; None takes all cores.
         backend: `tensorrt`, `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime` (on the CPU); `auto` takes the
             fastest that works here and logs why it passed others over. A named one never falls back.
+        low_memory: close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest
+            alone sets the memory; each clip opens them again.
         verify: compare every file of the bundle with its sha256 before use.
         on_verify: told the bytes compared since the last call and the bytes there are in all, for a progress bar.
 
@@ -78,6 +93,7 @@ class TextToAudio:
         precision: str | None = None,
         threads: int | None = None,
         backend: str = "auto",
+        low_memory: bool = False,
         verify: bool = True,
         on_verify: OnBytes = lambda count, total: None,
     ) -> None:
@@ -87,6 +103,7 @@ class TextToAudio:
         self.manifest = read_manifest(folder, verify, on_verify)
         self.config = self.manifest.config
         self.backend = choose_backend(backend, self.manifest)
+        self._low_memory = low_memory
         self._sessions = open_sessions(self.backend, folder, self.manifest, threads)
         tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
         self._conditioning = Conditioning(self._sessions, tokenizer)
@@ -115,9 +132,12 @@ class TextToAudio:
 
     def settings(self, prompt: str, **given: Any) -> Settings:
         """The complete settings for a prompt: what is not given comes from the model. Raises InputError."""
-        settings = resolve(self.config, prompt, **given)
-        solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
-        return settings
+        return resolve(self.config, prompt, self.manifest.presets, **given)
+
+    @property
+    def presets(self) -> dict[str, Preset]:
+        """Sampling plans by name, each with what it was measured to cost on this bundle (None: it was not)."""
+        return dict(self.manifest.presets)
 
     @property
     def has_controlnet(self) -> bool:
@@ -128,14 +148,17 @@ class TextToAudio:
         self,
         prompts: str | Sequence[str],
         *,
+        preset: str | None = None,
         duration_s: float | None = None,
         num_steps: int | None = None,
         guidance_scale: float | None = None,
         guidance_rescale: float | None = None,
+        guidance_interval: tuple[float, float] | None = None,
         eta: float | None = None,
         seed: int | Sequence[int] | None = None,
         negative_prompt: str = "",
         solver: str | None = None,
+        reuse: Sequence[int] | None = None,
         noise: str = "torch",
         control_audio: Float32 | None = None,
         control_scale: float = 1.0,
@@ -146,7 +169,12 @@ class TextToAudio:
 
         Args:
             prompts: one or several descriptions.
-            duration_s, num_steps, guidance_scale, guidance_rescale, eta, solver: None takes the model's default.
+            preset: `fast`, `balanced`, `best` or `official`: a sampling plan with its measured fidelity, see
+                `presets`. What is given besides changes single settings of it.
+            duration_s, num_steps, guidance_scale, guidance_rescale, eta, solver: None takes the preset's, or else the
+                model's default.
+            guidance_interval: lowest and highest noise level that is guided, 0 to 1; a step beyond costs half.
+            reuse: steps, from 0, that take what the inner blocks made last in place of running them.
             seed: for every prompt the same, or one each; None draws one each.
             noise: `torch` or `philox`, see `Settings`.
             control_audio: (T,) samples whose loudness contour the sound follows, cut or continued with silence; needs a
@@ -175,14 +203,17 @@ class TextToAudio:
         items = [
             self.settings(
                 text,
+                preset=preset,
                 duration_s=duration_s,
                 num_steps=num_steps,
                 guidance_scale=guidance_scale,
                 guidance_rescale=guidance_rescale,
+                guidance_interval=guidance_interval,
                 eta=eta,
                 seed=one,
                 negative_prompt=negative_prompt,
                 solver=solver,
+                reuse=None if reuse is None else list(reuse),
                 noise=noise,
                 control_scale=control_scale if controlled else None,
             )
@@ -218,8 +249,8 @@ class TextToAudio:
             start_s, end_s: the part, in seconds; past the end of `audio` the sound is continued.
             context_s: how much the model sees on each side, at most half the part.
             on_step: called after every step; returning False cancels.
-            given: settings as of `generate`: num_steps, guidance_scale, guidance_rescale, eta, seed, negative_prompt,
-                solver, noise. The official code edits at guidance 3.5 and rescale 0.
+            given: settings as of `generate`: preset, num_steps, guidance_scale, guidance_rescale, guidance_interval,
+                eta, seed, negative_prompt, solver, reuse, noise. The official code edits at guidance 3.5 and rescale 0.
 
         Returns:
             Samples (1, max(T, round(end_s · sample_rate))) float32, not clipped.
@@ -242,6 +273,11 @@ class TextToAudio:
         edited = splice(clip, self._decode(latents, settings) * peak, window, self.sample_rate)
         return Generation(edited[None], self.sample_rate, (settings,), self._warnings([settings]))
 
+    def _close(self) -> None:
+        """Between two stages."""
+        if self._low_memory:
+            self._sessions.release()
+
     def _report(self, on_step: OnStep | None, index: int, items: list[Settings]) -> Callable[[int], None]:
         def report(step: int) -> None:
             num_steps = items[index].num_steps
@@ -254,7 +290,9 @@ class TextToAudio:
         """That the end of a prompt was dropped, each once."""
         most = self.config.text.max_tokens
         dropped = (
-            self._conditioning.text(text).dropped for item in items for text in (item.prompt, item.negative_prompt)
+            self._conditioning.tokenizer.encode(text).dropped
+            for item in items
+            for text in (item.prompt, item.negative_prompt)
         )
         return tuple(
             dict.fromkeys(
@@ -279,14 +317,14 @@ class TextToAudio:
     def _denoise(self, settings: Settings, given: Given, report: Callable[[int], None]) -> Float32:
         """Latents (1, C, L) of one clip."""
         plan = solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
-        ending, constants = self._conditioning.cross_inputs(settings)
-        constants |= self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
-        if ending != "_unguided":
-            constants["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
-            constants["guidance_rescale"] = np.array([settings.guidance_rescale], np.float32)
+        controlled = given.energy is not None
+        kept = self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
+        kept["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
+        kept["guidance_rescale"] = np.array([settings.guidance_rescale], np.float32)
         rows: dict[str, Array] = {**self._conditioning.modulation(plan), "coefficients": plan.rows}
-        control = None if given.energy is None else self._control(settings, given, plan)
-        denoiser = StepGraph(f"denoiser{'' if control is None else '_controlled'}{ending}", constants, rows)
+        name = "denoiser_controlled" if controlled else "denoiser"
+        denoiser = self._step_graph(name, settings, plan, kept, rows)
+        control = self._control(settings, given, plan) if controlled else None
         source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
         shape = given.latents.shape
         start = source.draw(0, shape)
@@ -294,31 +332,54 @@ class TextToAudio:
         def noise(step: int) -> Float32:
             return source.draw(step + 1, shape)
 
+        self._close()
         latents = self._sessions.denoise(denoiser, control, start, noise if plan.draws_noise else None, report)
+        self._close()
         return np.where(given.mask[:, None], latents, given.latents)
 
     def _control(self, settings: Settings, given: Given, plan: SolverPlan) -> StepGraph:
         """The ControlNet's graph with its inputs."""
-        ending, constants = self._conditioning.cross_inputs(settings, "controlnet_")
         assert given.energy is not None
-        constants |= self._sessions.run(
-            "controlnet_frame_bias", given=given.latents, mask=given.mask, energy=given.energy
-        )
-        constants["conditioning_scale"] = np.array(settings.control_scale, np.float32)
+        kept = self._sessions.run("controlnet_frame_bias", given=given.latents, mask=given.mask, energy=given.energy)
+        kept["conditioning_scale"] = np.array(settings.control_scale, np.float32)
         rows: dict[str, Array] = {**self._conditioning.modulation(plan, "controlnet_")}
-        return StepGraph(f"controlnet{ending}", constants, rows)
+        return self._step_graph("controlnet", settings, plan, kept, rows)
+
+    def _step_graph(
+        self, name: str, settings: Settings, plan: SolverPlan, kept: dict[str, Array], rows: dict[str, Array]
+    ) -> StepGraph:
+        """A graph's evaluations: with guidance or without, with all blocks or, where they are reused, the outermost.
+
+        Args:
+            kept: inputs that no step changes, besides those of cross-attention.
+        """
+        prefix = "controlnet_" if name == "controlnet" else ""
+        guided = guided_steps(plan, settings.guidance_interval)
+        ways = [
+            (f"{name}_shallow" if step in settings.reuse else name, guided[step] and settings.guidance_scale != 1)
+            for step in range(plan.num_steps)
+        ]
+        different = list(dict.fromkeys(ways))
+        evaluations = tuple(
+            Evaluation(graph, kept | self._conditioning.cross_inputs(settings, with_guidance, prefix))
+            for graph, with_guidance in different
+        )
+        return StepGraph(evaluations, tuple(different.index(way) for way in ways), rows)
 
     def _decode(self, latents: Float32, settings: Settings, index: int = 0, on_audio: OnAudio | None = None) -> Float32:
         """Samples (T,) of latents (1, C, L)."""
         num_samples = round(settings.duration_s * self.sample_rate)
         if on_audio is None:
-            return self._decoded(latents, settings)[0, :num_samples]
+            samples = self._decoded(latents, settings)[0, :num_samples]
+            self._close()
+            return samples
         chunks = []
         for chunk in decode_chunks(lambda part: self._decoded(part, settings), latents, num_samples, self.config.vae):
             chunks.append(chunk)
             if on_audio(index, chunk) is False:
                 done = sum(map(len, chunks))
                 raise CancelledError(f"cancelled after sample {done} of {num_samples}")
+        self._close()
         return np.concatenate(chunks)
 
     def _decoded(self, latents: Float32, settings: Settings) -> Float32:

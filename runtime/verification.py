@@ -47,7 +47,8 @@ def verify_certificate(
     points = certificate.reference.points
     sessions = EmulatedSessions(folder, manifest, threads, "onnxruntime")
     system = TeacherForced(sessions, folder, config, certificate.corpus)
-    stored = {(row.timestep, row.frames): row.cosine for row in certificate.velocities if row.graph == "denoiser"}
+    walked = (row for row in certificate.velocities if (row.graph, row.mode) == ("denoiser", MODES[0]))
+    stored = {(row.timestep, row.frames): row.cosine for row in walked}
     rows = []
     for index, point in enumerate(points):
         progress("velocities", index, len(points) + 1)
@@ -93,7 +94,8 @@ def verify_plain(folder: Path, manifest: Manifest, threads: int | None, progress
     for index, prompt in enumerate(PROMPTS):
         progress("prompts", len(manifest.graphs) + index, total)
         finite = all(
-            np.isfinite(system.velocity(Point(latents, timestep, prompt, mode))).all()
+            np.isfinite(system.velocity(Point(latents, timestep, prompt, mode, graph))).all()
+            for graph in ("denoiser", "denoiser_shallow")
             for mode in MODES
             for timestep in PLAIN_TIMESTEPS
         )

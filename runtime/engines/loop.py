@@ -3,6 +3,9 @@
     per run:  constants and rows → device; start latents; launch; latents → pinned memory
     per step: [controlnet: latents → residuals]; denoiser: latents, previous clean → next latents, clean; number → host
 
+A step takes one of the ways that `StepGraph.evaluations` lists, each an engine with its own constants; what one hands on
+to the next (`denoising.HANDED_ON`) stays on the device.
+
 Two buffers of latents and two of clean estimates take turns, so a step's addresses depend on its number alone and the
 whole loop is captured with the addresses in it.
 """
@@ -16,7 +19,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
-from ezaudio.runtime.denoising import OnStepDone, StepGraph
+from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph
 from ezaudio.runtime.engines import device
 from ezaudio.runtime.engines.profiles import axis_sizes
 
@@ -62,21 +65,27 @@ def pad_rows(rows: Array, stride: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """A graph's engine, and where its inputs lie on the device."""
+    """An evaluation's engine, and where its tensors lie on the device.
+
+    Attributes:
+        taken: names of the inputs that another evaluation hands on.
+        made: addresses of the outputs that are handed on.
+    """
 
     execution: Execution
     constants: dict[str, int]
     rows: dict[str, Rows]
+    taken: tuple[str, ...]
+    made: dict[str, int]
 
-    def upload(self, stream: device.Stream, graph: StepGraph) -> None:
+    def upload(self, stream: device.Stream, evaluation: Evaluation) -> None:
         for name, address in self.constants.items():
-            stream.upload(address, np.ascontiguousarray(graph.constants[name]))
-        for name, table in self.rows.items():
-            table.upload(stream, graph.rows[name])
+            stream.upload(address, np.ascontiguousarray(evaluation.constants[name]))
 
     def enqueue(self, stream: device.Stream, step: int, others: dict[str, int]) -> None:
         """others: addresses of the tensors that the loop itself keeps."""
-        self.execution.bind({**self.constants, **{name: r.address(step) for name, r in self.rows.items()}, **others})
+        rows = {name: table.address(step) for name, table in self.rows.items()}
+        self.execution.bind({**self.constants, **rows, **self.made, **others})
         self.execution.enqueue(stream.handle)
 
 
@@ -94,58 +103,93 @@ class CapturedLoop:
         self._memory = device.DeviceMemory()
         self._latents = [self._memory.address(f"latents {turn}", latents.nbytes) for turn in range(2)]
         self._clean = [self._memory.address(f"clean {turn}", latents.nbytes) for turn in range(2)]
-        self._residuals: dict[str, int] = {}
         self._numbers = Rows(self._memory, "numbers", _numbers(self._num_steps))
         self._reached = device.PinnedArray((1,), np.dtype(np.int32))
         self._result = device.PinnedArray(latents.shape, np.dtype(np.float32))
         try:
-            self._placed = [self._place(engines, graph, latents) for graph in graphs]
+            self._steps = [graph.steps for graph in graphs]
+            self._rows = [
+                {name: Rows(self._memory, f"{part} {name}", rows) for name, rows in graph.rows.items()}
+                for part, graph in enumerate(graphs)
+            ]
+            self._placed = [
+                [
+                    self._place(engines, f"{part} {way}", one, self._rows[part], latents)
+                    for way, one in enumerate(graph.evaluations)
+                ]
+                for part, graph in enumerate(graphs)
+            ]
             self._upload(graphs, latents)
-            self._step(0)  # outside the capture: engines do what a new shape needs in their first run
+            self._warm_up()  # outside the capture: engines do what a new shape needs in their first run
             stream.wait()
             self._graph = stream.capture(self._all_steps)
         except BaseException:
             self._free_memory()
             raise
 
-    def _place(self, engines: Engines, graph: StepGraph, latents: Float32) -> Placed:
-        inputs, outputs = engines.specs(graph.name)
-        shapes = {"latents": latents.shape, **{name: value.shape for name, value in graph.constants.items()}}
+    def _place(
+        self, engines: Engines, label: str, evaluation: Evaluation, rows: dict[str, Rows], latents: Float32
+    ) -> Placed:
+        inputs, outputs = engines.specs(evaluation.graph)
+        shapes = {"latents": latents.shape, **{name: value.shape for name, value in evaluation.constants.items()}}
         sizes = axis_sizes([spec for spec in inputs if spec.name in shapes], shapes)
-        execution = engines.execution(graph.name, sizes)
+        execution = engines.execution(evaluation.graph, sizes)
         execution.prepare(inputs, sizes, self._stream.handle)
-        for spec in (*inputs, *outputs):
-            if spec.name == "residuals":
-                num_bytes = int(np.prod(spec.sizes(sizes))) * np.dtype(spec.dtype).itemsize
-                self._residuals["residuals"] = self._memory.address("residuals", num_bytes)
+        names = {spec.name for spec in inputs}
         return Placed(
             execution,
-            {name: self._memory.address(f"{graph.name}.{name}", v.nbytes) for name, v in graph.constants.items()},
-            {name: Rows(self._memory, f"{graph.name}.{name}", rows) for name, rows in graph.rows.items()},
+            {
+                name: self._memory.address(f"{label} {name}", max(value.nbytes, 1))  # an empty tensor needs one, too
+                for name, value in evaluation.constants.items()
+                if name in names
+            },
+            {name: table for name, table in rows.items() if name in names},
+            tuple(name for name in HANDED_ON if name in names),
+            {
+                spec.name: self._memory.address(
+                    f"{label} {spec.name}", int(np.prod(spec.sizes(sizes))) * np.dtype(spec.dtype).itemsize
+                )
+                for spec in outputs
+                if spec.name in HANDED_ON
+            },
         )
 
     def _upload(self, graphs: Sequence[StepGraph], latents: Float32) -> None:
-        for placed, graph in zip(self._placed, graphs, strict=True):
-            placed.upload(self._stream, graph)
+        for ways, tables, graph in zip(self._placed, self._rows, graphs, strict=True):
+            for placed, evaluation in zip(ways, graph.evaluations, strict=True):
+                placed.upload(self._stream, evaluation)
+            for name, table in tables.items():
+                table.upload(self._stream, graph.rows[name])
         self._numbers.upload(self._stream, _numbers(self._num_steps))
         self._stream.upload(self._latents[0], np.ascontiguousarray(latents))
         self._stream.clear(self._clean[0], latents.nbytes)
         self._stream.wait()
 
-    def _step(self, step: int) -> None:
-        """Put one step on the stream."""
+    def _step(self, step: int, handed: dict[str, int]) -> None:
+        """Put one step on the stream. handed: addresses of what was handed on so far, updated."""
         now, following = step % 2, (step + 1) % 2
-        given = {"latents": self._latents[now], **self._residuals}
-        *control, denoiser = self._placed
-        for placed in control:
-            placed.enqueue(self._stream, step, given)
-        made = {"next_latents": self._latents[following], "clean": self._clean[following]}
-        denoiser.enqueue(self._stream, step, {**given, "previous_clean": self._clean[now], **made})
+        chosen = [ways[steps[step]] for ways, steps in zip(self._placed, self._steps, strict=True)]
+        for placed in chosen:
+            others = {"latents": self._latents[now], **{name: handed[name] for name in placed.taken}}
+            if placed is chosen[-1]:
+                others["previous_clean"] = self._clean[now]
+                others |= {"next_latents": self._latents[following], "clean": self._clean[following]}
+            placed.enqueue(self._stream, step, others)
+            handed |= placed.made
         self._stream.download(self._reached.address, self._numbers.address(step), self._reached.num_bytes)
 
+    def _warm_up(self) -> None:
+        """Run the first step of every kind, with those before it."""
+        kinds = list(zip(*self._steps, strict=True))
+        last = max(kinds.index(kind) for kind in set(kinds))
+        handed: dict[str, int] = {}
+        for step in range(last + 1):
+            self._step(step, handed)
+
     def _all_steps(self) -> None:
+        handed: dict[str, int] = {}
         for step in range(self._num_steps):
-            self._step(step)
+            self._step(step, handed)
         self._stream.download(self._result.address, self._latents[self._num_steps % 2], self._result.num_bytes)
 
     def run(self, graphs: Sequence[StepGraph], latents: Float32, on_step_done: OnStepDone) -> Float32:
@@ -185,6 +229,8 @@ def loop_shape(graphs: Sequence[StepGraph], latents: Float32) -> tuple[Any, ...]
     """What two runs must share to replay one captured graph."""
     inputs = []
     for graph in graphs:
-        for kind in (graph.constants, graph.rows):
-            inputs.append((graph.name, *((name, value.shape) for name, value in sorted(kind.items()))))
+        for evaluation in graph.evaluations:
+            shapes = ((name, value.shape) for name, value in sorted(evaluation.constants.items()))
+            inputs.append((evaluation.graph, *shapes))
+        inputs.append((graph.steps, *((name, rows.shape) for name, rows in sorted(graph.rows.items()))))
     return (*inputs, latents.shape)

@@ -11,9 +11,7 @@ from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.manifest import GraphEntry
 from ezaudio.runtime.tensor_spec import TensorSpec
 
-STEP_GRAPHS = ("denoiser", "controlnet", "denoiser_controlled")
-GUIDANCE_ENDINGS = ("", "_negative", "_unguided")
-PER_STEP = frozenset(name + ending for name in STEP_GRAPHS for ending in GUIDANCE_ENDINGS)
+PER_STEP = frozenset(("denoiser", "denoiser_shallow", "denoiser_controlled", "controlnet"))
 """Graphs that run once a step, where an engine tuned for one length pays."""
 
 Range = tuple[int, int, int]
@@ -85,13 +83,15 @@ def shape_range(spec: TensorSpec, profile: Profile) -> tuple[tuple[int, ...], tu
 
 
 def axis_sizes(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]]) -> dict[str, int]:
-    """The size of every axis, found in the shapes of the inputs."""
+    """The size of every axis, found in the shapes of the inputs; of `rows` from the two kinds of rows it counts."""
     sizes: dict[str, int] = {}
     for spec in specs:
         for index, axis in spec.axes().items():
             size, rest = divmod(shapes[spec.name][index], axis.times)
             assert rest == 0, (spec.name, shapes[spec.name])
             assert sizes.setdefault(axis.name, size) == size, (spec.name, axis.name, size, sizes)
+    if "prompt_rows" in sizes:
+        sizes.setdefault("rows", sizes["prompt_rows"] + sizes["constant_rows"])
     return sizes
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -179,12 +180,8 @@ class EngineSessions:
         on_step_done: OnStepDone,
     ) -> Float32:
         """The sampling loop, see `denoising.Sessions`. Loops of one shape replay the graph that the first captured."""
-        if noise is None:
-            constants, rows = denoiser.constants | {"noise": np.zeros_like(latents)}, denoiser.rows
-        else:
-            draws = np.stack([noise(index) for index in range(denoiser.num_steps)])
-            constants, rows = denoiser.constants, denoiser.rows | {"noise": draws}
-        graphs = [StepGraph(denoiser.name, constants, rows)]
+        draws = [np.zeros_like(latents) if noise is None else noise(index) for index in range(denoiser.num_steps)]
+        graphs = [replace(denoiser, rows=denoiser.rows | {"noise": np.stack(draws)})]
         if control is not None:
             graphs.insert(0, control)
         if self._loop is None or self._loop.shape != loop_shape(graphs, latents):

@@ -1,0 +1,76 @@
+"""Presets: what trades fidelity for time, by name, and what each was measured to cost.
+
+A preset is a sampling plan: solver, steps, the noise levels that are guided, and the steps that run only the outermost
+blocks. A bundle carries its own in the manifest, where `ezaudio-calibrate` writes what it measured; a bundle that was
+not calibrated has those of this file, unmeasured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Fidelity:
+    """How far clips of a preset are from the same clips at many steps, worst of the prompts measured.
+
+    Attributes:
+        reference_steps: of the deterministic solver that serves as reference, fully guided, every block at every step.
+        num_clips: prompts × seeds.
+        latent_error: median ‖latents − reference‖ / ‖reference‖.
+        log_mel_distance_db: median mean |difference| of log-mel spectrograms, dB.
+        evaluations: network evaluations of a clip, a guided step counts two and a shallow one in proportion.
+    """
+
+    reference_steps: int
+    num_clips: int
+    latent_error: float
+    log_mel_distance_db: float
+    evaluations: float
+
+
+@dataclass(frozen=True, slots=True)
+class Preset:
+    """A sampling plan.
+
+    Attributes:
+        guidance_interval: lowest and highest noise level that is guided, 0 to 1 (`solvers.guided_steps`).
+        reuse: steps, from 0, that take what the inner blocks made last in place of running them.
+        fidelity: None where it was not measured.
+    """
+
+    solver: str
+    num_steps: int
+    eta: float
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    reuse: tuple[int, ...] = ()
+    fidelity: Fidelity | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        data = asdict(self)
+        return {name: value for name, value in data.items() if value is not None}
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any]) -> Preset:
+        """Inverse of `to_dict`. Raises TypeError, ValueError or KeyError when the data is no preset."""
+        low, high = data["guidance_interval"]
+        fidelity = data.get("fidelity")
+        return cls(
+            solver=str(data["solver"]),
+            num_steps=int(data["num_steps"]),
+            eta=float(data["eta"]),
+            guidance_interval=(float(low), float(high)),
+            reuse=tuple(int(step) for step in data["reuse"]),
+            fidelity=None if fidelity is None else Fidelity(**fidelity),
+        )
+
+
+# Those of a bundle that was not calibrated. `official` is what the official code does; the others are deterministic: in
+# few steps noise is never averaged out.
+PRESETS = {
+    "fast": Preset("dpmpp_2m", 10, 0.0, guidance_interval=(0.3, 1.0), reuse=(4, 6, 8)),
+    "balanced": Preset("dpmpp_2m", 16, 0.0, guidance_interval=(0.2, 1.0)),
+    "best": Preset("dpmpp_2m", 30, 0.0),
+    "official": Preset("ddim", 100, 1.0),
+}
