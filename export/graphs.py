@@ -302,8 +302,8 @@ class DenoiserGraph(Graph):
 
     Three forms. `denoiser` runs every block and also gives `inner`, what the innermost blocks make of it;
     `denoiser_shallow` takes `inner` of an earlier step and runs only the outermost blocks, those whose skips reach
-    around it (the idea of DeepCache, Ma et al. 2024, on the DiT's long skips); `denoiser_controlled` runs every block and
-    adds the ControlNet's residuals to the skips.
+    around it (the idea of DeepCache, Ma et al. 2024, on the DiT's long skips); `denoiser_controlled` runs every block
+    and adds the ControlNet's residuals to the skips.
     """
 
     def __init__(self, dit: MaskDiT, config: EzAudioConfig, form: str = "denoiser") -> None:

@@ -10,7 +10,7 @@ import json
 import secrets
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,13 +49,14 @@ Examples:
   ezaudio-run "church bells" --variations 4 -o takes/   # four seeds; the folder must exist
   ezaudio-run --prompts-file prompts.txt --format ogg -o sounds/
   ezaudio-run "waves" --negative "music, speech" --steps 50 --guidance 4
+  ezaudio-run "hail on a window" --preset fast          # or balanced, best, official: time against fidelity
   ezaudio-run "a train passes" --bundle xl --spectrogram train.png
   ezaudio-run --from rain.flac -o again.flac            # the same sound again
   ezaudio-run --from rain.flac --seed 8                 # the same settings, another seed
 
 A file remembers how it was made: its comment holds every setting as JSON, which --from reads. A name made from a
 prompt never replaces a file (rain.wav, then rain-2.wav); a FILE named by -o or --spectrogram is replaced. Settings
-that are not given are the model's own.
+that are not given are the preset's or, without --preset, the model's own.
 
 Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted.
 """
@@ -72,6 +73,9 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "solver": (str,),
     "noise": (str,),
+    "spacing": (int, float),
+    "guidance_interval": (list,),
+    "reuse": (list,),
 }
 
 
@@ -106,6 +110,7 @@ class Job:
 @click.option("--format", type=click.Choice(list(SUPPORTED_FORMATS)), help="Format of files in a folder. [wav]")
 @click.option("--bit-depth", type=click.Choice(["16", "24", "32"]), help="wav: any, 32 is float; flac: 16 or 24. [16]")
 @click.option("--spectrogram", metavar="PNG|FOLDER", help="Draw the spectrogram too. Needs ezaudio[plot].")
+@click.option("--preset", metavar="NAME", help="Steps and shortcuts: fast, balanced, best or official.")
 @click.option("--duration", "--duration-s", "duration_s", type=float, metavar="S", help="Seconds of sound.")
 @click.option("--steps", "--num-steps", "num_steps", type=int, metavar="N", help="Sampling steps; more take longer.")
 @click.option(
@@ -119,17 +124,25 @@ class Job:
 @click.option(
     "--rescale", "--guidance-rescale", "guidance_rescale", type=float, metavar="X", help="0 to 1: tames guidance."
 )
+@click.option(
+    "--guidance-interval",
+    type=(float, float),
+    metavar="LOW HIGH",
+    help="Noise levels to guide, 0 (clean) to 1; the others cost half. [0 1]",
+)
 @click.option("--negative", "--negative-prompt", "negative_prompt", metavar="TEXT", help="What must not be heard.")
 @click.option("--seed", type=int, metavar="N", help="Same seed, same sound. [random, and reported]")
 @click.option(
     "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds per prompt, seeds counting up."
 )
 @click.option("--solver", metavar="NAME", help="ddim, dpmpp_2m or dpmpp_2m_sde.")
+@click.option("--spacing", type=float, metavar="X", help="1: even timesteps; to 4: denser at high noise. [1]")
 @click.option("--eta", type=float, metavar="X", help="Noise added by each step: 0 (none) to 1.")
 @click.option("--noise", type=click.Choice(["torch", "philox"]), help="Random stream; torch is PyTorch's. [torch]")
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
 @click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
 @click.option("--backend", metavar="NAME", default="auto", help="What computes, see ezaudio-doctor. [the best here]")
+@click.option("--low-memory", is_flag=True, help="Keep one part of the model in memory at a time; a little slower.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
@@ -148,6 +161,7 @@ def main(
     precision: str | None,
     backend: str,
     threads: int | None,
+    low_memory: bool,
     as_json: bool,
     quiet: bool,
     **given: Any,
@@ -157,7 +171,11 @@ def main(
     if source is not None:
         if prompts or prompts_file is not None:
             raise InputError("--from brings its own prompt: leave out PROMPT and --prompts-file")
+        if "preset" in given:
+            raise InputError("--from brings its own settings: leave out --preset")
         made_with = _read_source(source)
+        if {"num_steps", "solver"} & given.keys():
+            made_with["reuse"] = []  # it names steps of the plan that these change
         given = {name: made_with[name] for name in SETTINGS} | given
         seed = made_with["seed"] if seed is None else seed
         prompts = (made_with["prompt"],)
@@ -176,7 +194,7 @@ def main(
     destination, format = _plan_output(output, format, source, len(sounds))
     depth = _plan_bit_depth(format, bit_depth, made_with.get("bit_depth"))
     picture = _plan_spectrogram(spectrogram, len(sounds))
-    model = _load_model(bundle, precision, backend, threads, source, made_with)
+    model = _load_model(bundle, precision, Opening(backend, threads, low_memory), source, made_with)
     if words:
         _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
     _run(Job(sounds, destination, format, depth, picture, as_json, quiet), model)
@@ -318,7 +336,16 @@ def _plan_spectrogram(given: str | None, num_files: int) -> Destination | None:
     return destination
 
 
-def _open_bundle(bundle: str | None, precision: str | None, backend: str, threads: int | None) -> TextToAudio:
+@dataclass(frozen=True, slots=True)
+class Opening:
+    """How a bundle is opened."""
+
+    backend: str
+    threads: int | None
+    low_memory: bool
+
+
+def _open_bundle(bundle: str | None, precision: str | None, opening: Opening) -> TextToAudio:
     from tqdm import tqdm
 
     from ezaudio.runtime.bundle_store import find_bundle
@@ -333,24 +360,23 @@ def _open_bundle(bundle: str | None, precision: str | None, backend: str, thread
             bar.update(count)
 
         folder = find_bundle(bundle, precision)
-        return TextToAudio(folder, backend=backend, threads=threads, on_verify=on_verify)
+        return TextToAudio(folder, **asdict(opening), on_verify=on_verify)
 
 
 def _load_model(
     bundle: str | None,
     precision: str | None,
-    backend: str,
-    threads: int | None,
+    opening: Opening,
     source: str | None,
     made_with: dict[str, Any],
 ) -> TextToAudio:
     """The bundle named by the user, else the one that `source` was made with, else the packaged one."""
     if not made_with:
-        return _open_bundle(bundle, precision, backend, threads)
+        return _open_bundle(bundle, precision, opening)
     named = bundle is not None or precision is not None
     if not named and made_with["model"] in ("l", "xl"):
         bundle, precision = made_with["model"], made_with["precision"]
-    model = _open_bundle(bundle, precision, backend, threads)
+    model = _open_bundle(bundle, precision, opening)
     if model.bundle_id != made_with["bundle_id"]:
         maker = f"model {made_with['model']!r} in {made_with['precision']} (bundle {made_with['bundle_id']})"
         other = f"model {model.model!r} in {model.precision} (bundle {model.bundle_id})"

@@ -106,8 +106,14 @@ class Manifest:
         }
 
     def write(self, folder: Path) -> None:
+        """Whole or not at all."""
         text = json.dumps(sealed(self.to_dict()), indent=1, ensure_ascii=False) + "\n"
-        (folder / FILE_NAME).write_text(text, encoding="utf-8")
+        partial = folder / f".{FILE_NAME}.partial"
+        try:
+            partial.write_text(text, encoding="utf-8")
+            partial.replace(folder / FILE_NAME)
+        finally:
+            partial.unlink(missing_ok=True)
 
 
 def sealed(data: dict[str, Any]) -> dict[str, Any]:

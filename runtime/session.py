@@ -201,15 +201,10 @@ class DenoiserLoop:
         self._parity = 0
         sizes = {"batch": latents.shape[0], "frames": latents.shape[2]}
         self._graphs = [denoiser] if control is None else [control, denoiser]
-        self._bound = [
-            [
-                BoundGraph(
-                    sessions, one, {"noise": zeros} | {name: rows[0] for name, rows in graph.rows.items()}, sizes
-                )
-                for one in graph.evaluations
-            ]
-            for graph in self._graphs
-        ]
+        self._bound = []
+        for graph in self._graphs:
+            first = {"noise": zeros} | {name: rows[0] for name, rows in graph.rows.items()}
+            self._bound.append([BoundGraph(sessions, one, first, sizes) for one in graph.evaluations])
         self._handed: dict[str, ort.OrtValue] = {}
 
     def step(self, index: int, changed: dict[str, Array]) -> None:

@@ -15,8 +15,11 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from ezaudio.runtime.solvers import SolverPlan
+
 NOISE_SOURCES = ("torch", "philox")
 MAX_GUIDANCE = 100.0
+MAX_SPACING = 4.0
 MAX_CONTROL_SCALE = 100.0
 MAX_PROMPT_CHARS = 10_000
 
@@ -47,6 +50,7 @@ class Settings:
         noise: `torch` draws PyTorch's CPU stream, `philox` a counter-based one for every backend alike.
         edit: the part that was made anew; None when the whole clip was made. `duration_s` is then what the model saw.
         control_scale: how far the ControlNet steers; None without one.
+        spacing: 1 for even timesteps; above, denser at high noise (`solvers.spaced_timesteps`).
         guidance_interval: lowest and highest noise level that is guided, 0 to 1 (`solvers.guided_steps`).
         reuse: steps, from 0, that take what the inner blocks made last in place of running them.
     """
@@ -63,6 +67,7 @@ class Settings:
     noise: str
     edit: Edit | None = None
     control_scale: float | None = None
+    spacing: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     reuse: tuple[int, ...] = ()
 
@@ -102,7 +107,7 @@ def resolve(config: EzAudioConfig, prompt: str, presets: Mapping[str, Preset] | 
 
     Raises InputError with what was got, what is expected and what to do.
     """
-    from ezaudio.runtime.solvers import SOLVERS, guided_steps, solver_plan
+    from ezaudio.runtime.solvers import SOLVERS, guided_steps
 
     defaults = config.defaults
     plan = Preset(defaults.solver, defaults.num_steps, defaults.eta)
@@ -129,15 +134,22 @@ def resolve(config: EzAudioConfig, prompt: str, presets: Mapping[str, Preset] | 
         noise=_value(given, "noise", NOISE_SOURCES[0]),
         edit=given.get("edit"),
         control_scale=given.get("control_scale"),
+        spacing=_value(given, "spacing", plan.spacing),
         guidance_interval=_interval(_value(given, "guidance_interval", plan.guidance_interval)),
         reuse=_steps(_value(given, "reuse", plan.reuse if unchanged else ())),
     )
     if settings.seed is None:
         settings = replace(settings, seed=secrets.randbelow(2**32))
     _check(settings, config)
-    made = solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion)
-    _check_reuse(settings, guided_steps(made, settings.guidance_interval))
+    _check_reuse(settings, guided_steps(plan_of(settings, config), settings.guidance_interval))
     return settings
+
+
+def plan_of(settings: Settings, config: EzAudioConfig) -> SolverPlan:
+    """The solver's table."""
+    from ezaudio.runtime.solvers import solver_plan
+
+    return solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion, settings.spacing)
 
 
 def _interval(value: Any) -> tuple[float, float]:
@@ -205,6 +217,7 @@ def _check(settings: Settings, config: EzAudioConfig) -> None:
     _number("guidance_scale", settings.guidance_scale, 0, MAX_GUIDANCE)
     _number("guidance_rescale", settings.guidance_rescale, 0, 1)
     _number("eta", settings.eta, 0, 1)
+    _number("spacing", settings.spacing, 1, MAX_SPACING)
     if settings.control_scale is not None:
         _number("control_scale", settings.control_scale, 0, MAX_CONTROL_SCALE)
     if isinstance(settings.seed, bool) or not isinstance(settings.seed, int) or not -(2**63) <= settings.seed < 2**64:

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from ezaudio.config import DiffusionConfig
 from ezaudio.runtime import exact_math
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.settings import MAX_SPACING
 
 Float64: TypeAlias = NDArray[np.float64]
 
@@ -91,15 +92,41 @@ def trailing_timesteps(num_steps: int, num_train_steps: int = 1000) -> NDArray[n
     return np.round(np.arange(num_train_steps, 0, -num_train_steps / num_steps))[:num_steps].astype(np.int64) - 1
 
 
+def spaced_timesteps(num_steps: int, spacing: float, num_train_steps: int = 1000) -> NDArray[np.int64]:
+    """Timesteps from the last training step on, denser the higher the noise: T·(1 − (i/N)^spacing) − 1, i = 0…N−1.
+
+    What a clip becomes is decided at high noise; with few steps most of the error of an even grid is made there.
+
+    Args:
+        num_steps: N, 1 to num_train_steps.
+        spacing: 1 is the even trailing grid of the official code, to the last rounding; at most MAX_SPACING.
+        num_train_steps: T.
+
+    Returns: (N,) int64, strictly decreasing from T − 1.
+    Raises: InputError when N is not a whole number in that range.
+    """
+    even = trailing_timesteps(num_steps, num_train_steps)
+    if spacing == 1:
+        return even
+    done = exact_math.power(np.arange(1, num_steps) / num_steps, spacing)
+    listed = np.append(num_train_steps, np.round(num_train_steps * (1.0 - done))).astype(np.int64) - 1
+    # Where the formula's neighbours round to the same step, each is one below the one before.
+    count = np.arange(num_steps)
+    return np.minimum.accumulate(listed + count) - count
+
+
 def _ddim(timesteps: NDArray[np.int64], alphas_cumprod: Float64, eta: float) -> Float64:
     """DDIM (Song et al. 2021, equations 12 and 16): next = α'·x₀ + √(1 − ᾱ' − s²)·ε + s·z with
     s² = η²·(1 − ᾱ')/(1 − ᾱ)·(1 − ᾱ/ᾱ').
 
-    ᾱ' belongs to t − T//N, as in the official sampler: not the next listed timestep when N does not divide T. Past the
-    start it is 1. The root's argument rounds below zero at t = T − 1 for many N when η = 1, so it is clamped.
+    ᾱ' belongs to t − T//N, as in the official sampler: not the next listed timestep when N does not divide T. Only on
+    a grid that is not even it is the next listed one. Past the start it is 1. The root's argument rounds below zero at
+    t = T − 1 for many N when η = 1, so it is clamped.
     """
     now = alphas_cumprod[timesteps]
     previous = timesteps - len(alphas_cumprod) // len(timesteps)
+    if not np.array_equal(timesteps, trailing_timesteps(len(timesteps), len(alphas_cumprod))):
+        previous = np.append(timesteps[1:], -1)
     after = np.where(previous >= 0, alphas_cumprod[np.maximum(previous, 0)], 1.0)
     variance = eta * eta * (1.0 - after) / (1.0 - now) * (1.0 - now / after)
     direction = np.sqrt(np.maximum(1.0 - after - variance, 0.0))
@@ -171,7 +198,7 @@ SOLVERS: dict[str, Solver] = {
 }
 
 
-def solver_plan(name: str, num_steps: int, eta: float, diffusion: DiffusionConfig) -> SolverPlan:
+def solver_plan(name: str, num_steps: int, eta: float, diffusion: DiffusionConfig, spacing: float = 1.0) -> SolverPlan:
     """The table of a solver.
 
     Args:
@@ -179,9 +206,12 @@ def solver_plan(name: str, num_steps: int, eta: float, diffusion: DiffusionConfi
         num_steps: network calls (two evaluations each under guidance), 1 to `diffusion.num_train_steps`.
         eta: noise level, 0 (deterministic) to 1 (ancestral). Only 0 for "dpmpp_2m".
         diffusion: the schedule the model was trained with.
+        spacing: 1 (even) to MAX_SPACING, see `spaced_timesteps`.
 
     Raises: InputError for any of them out of range.
     """
+    if not 1 <= spacing <= MAX_SPACING:
+        raise InputError(f"spacing must be 1 to {MAX_SPACING:g}, got {spacing}")
     if name not in SOLVERS:
         raise InputError(f"unknown solver {name!r}: expected one of {', '.join(SOLVERS)}")
     solver = SOLVERS[name]
@@ -190,7 +220,7 @@ def solver_plan(name: str, num_steps: int, eta: float, diffusion: DiffusionConfi
     if eta > 0 and not solver.stochastic:
         others = ", ".join(key for key, other in SOLVERS.items() if other.stochastic)
         raise InputError(f"solver {name!r} adds no noise: eta must be 0, got {eta}; solvers with noise: {others}")
-    timesteps = trailing_timesteps(num_steps, diffusion.num_train_steps)
+    timesteps = spaced_timesteps(num_steps, float(spacing), diffusion.num_train_steps)
     rows = solver.rows(timesteps, alphas_cumprod(diffusion), float(eta))
     return SolverPlan(name, timesteps, rows.astype(np.float32), diffusion.num_train_steps, draws_noise=eta > 0)
 

@@ -21,8 +21,8 @@ from ezaudio.runtime.errors import BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import OnBytes, read_manifest
 from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from ezaudio.runtime.presets import Preset
-from ezaudio.runtime.settings import Edit, Generation, Settings, Step, resolve
-from ezaudio.runtime.solvers import SolverPlan, guided_steps, solver_plan
+from ezaudio.runtime.settings import Edit, Generation, Settings, Step, plan_of, resolve
+from ezaudio.runtime.solvers import SolverPlan, guided_steps
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -46,6 +46,7 @@ EDIT_SETTINGS = frozenset(
         "seed",
         "negative_prompt",
         "solver",
+        "spacing",
         "reuse",
         "noise",
     )
@@ -158,6 +159,7 @@ class TextToAudio:
         seed: int | Sequence[int] | None = None,
         negative_prompt: str = "",
         solver: str | None = None,
+        spacing: float | None = None,
         reuse: Sequence[int] | None = None,
         noise: str = "torch",
         control_audio: Float32 | None = None,
@@ -171,8 +173,8 @@ class TextToAudio:
             prompts: one or several descriptions.
             preset: `fast`, `balanced`, `best` or `official`: a sampling plan with its measured fidelity, see
                 `presets`. What is given besides changes single settings of it.
-            duration_s, num_steps, guidance_scale, guidance_rescale, eta, solver: None takes the preset's, or else the
-                model's default.
+            duration_s, num_steps, guidance_scale, guidance_rescale, eta, solver, spacing: None takes the preset's, or
+                else the model's default.
             guidance_interval: lowest and highest noise level that is guided, 0 to 1; a step beyond costs half.
             reuse: steps, from 0, that take what the inner blocks made last in place of running them.
             seed: for every prompt the same, or one each; None draws one each.
@@ -213,6 +215,7 @@ class TextToAudio:
                 seed=one,
                 negative_prompt=negative_prompt,
                 solver=solver,
+                spacing=spacing,
                 reuse=None if reuse is None else list(reuse),
                 noise=noise,
                 control_scale=control_scale if controlled else None,
@@ -250,7 +253,8 @@ class TextToAudio:
             context_s: how much the model sees on each side, at most half the part.
             on_step: called after every step; returning False cancels.
             given: settings as of `generate`: preset, num_steps, guidance_scale, guidance_rescale, guidance_interval,
-                eta, seed, negative_prompt, solver, reuse, noise. The official code edits at guidance 3.5 and rescale 0.
+                eta, seed, negative_prompt, solver, spacing, reuse, noise. The official code edits at guidance 3.5 and
+                rescale 0.
 
         Returns:
             Samples (1, max(T, round(end_s · sample_rate))) float32, not clipped.
@@ -316,7 +320,7 @@ class TextToAudio:
 
     def _denoise(self, settings: Settings, given: Given, report: Callable[[int], None]) -> Float32:
         """Latents (1, C, L) of one clip."""
-        plan = solver_plan(settings.solver, settings.num_steps, settings.eta, self.config.diffusion)
+        plan = plan_of(settings, self.config)
         controlled = given.energy is not None
         kept = self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
         kept["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
@@ -366,6 +370,14 @@ class TextToAudio:
         )
         return StepGraph(evaluations, tuple(different.index(way) for way in ways), rows)
 
+    def latents(self, settings: Settings) -> Float32:
+        """Latents (1, C, L) of one clip made from text alone, before they are decoded."""
+        return self._denoise(settings, self._nothing_given(settings.duration_s), lambda step: None)
+
+    def decode(self, latents: Float32) -> Float32:
+        """Samples (1, L · hop), not clipped, of latents (1, C, L)."""
+        return self._sessions.run("decoder", latents=latents)["audio"]  # type: ignore[return-value]
+
     def _decode(self, latents: Float32, settings: Settings, index: int = 0, on_audio: OnAudio | None = None) -> Float32:
         """Samples (T,) of latents (1, C, L)."""
         num_samples = round(settings.duration_s * self.sample_rate)
@@ -384,9 +396,9 @@ class TextToAudio:
 
     def _decoded(self, latents: Float32, settings: Settings) -> Float32:
         """Samples (1, L · hop). Raises BundleError when they are not finite."""
-        audio = self._sessions.run("decoder", latents=latents)["audio"]
+        audio = self.decode(latents)
         if not np.isfinite(audio).all():
             raise BundleError(
                 f"the model gave samples that are not finite (seed {settings.seed}): export the bundle again"
             )
-        return audio  # type: ignore[return-value]
+        return audio

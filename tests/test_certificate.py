@@ -166,13 +166,13 @@ def test_a_dropped_island_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_a_mask_constant_that_makes_nan_is_refused(debug_bundle: Path, tmp_path: Path, value: float) -> None:
     def change(model: ir.Model, name: str) -> None:
         for node in model.graph:
-            if node.op_type == "Where" and name == "denoiser_negative":
+            if node.op_type == "Where" and name == "denoiser":
                 constant = node.inputs[2]
                 assert constant is not None
                 constant.const_value = ir.tensor(np.array(value, np.float32), name=constant.name)
 
     reference = changed(debug_bundle, tmp_path / "reference", change)
-    with pytest.raises(BundleError, match=r"the graphs break 1 rules.*denoiser_negative, .*: holds infinity or NaN"):
+    with pytest.raises(BundleError, match=r"the graphs break 1 rules.*denoiser, .*: holds infinity or NaN"):
         retyped(reference, tmp_path / "typed", "fp16")
     assert not (tmp_path / "typed").exists()
 

@@ -54,8 +54,15 @@ def test_bundle_gives_the_official_latents(golden_bundle: Path, name: str, setti
 @pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde"])
 @pytest.mark.parametrize(
     "guidance",
-    [{}, {"negative_prompt": "wind and a very loud engine"}, {"guidance_scale": 1.0}],
-    ids=["guided", "negative", "unguided"],
+    [
+        {},
+        {"negative_prompt": "wind and a very loud engine"},
+        {"guidance_scale": 1.0},
+        {"guidance_interval": (0.3, 0.9)},
+        {"reuse": [1, 3, 4]},
+        {"negative_prompt": "wind", "guidance_interval": (0.5, 1.0), "reuse": [2, 4]},
+    ],
+    ids=["guided", "negative", "unguided", "interval", "reuse", "all together"],
 )
 def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: dict) -> None:
     settings = model.settings("a dog barks", duration_s=1.01, num_steps=5, solver=solver, seed=3, **guidance)
@@ -70,7 +77,8 @@ def test_whole_clip_equals_pytorch(model: TextToAudio, solver: str, guidance: di
     plan = solver_plan(solver, 5, settings.eta, model.config.diffusion)
     condition = Condition(*encode(settings.prompt), *negative)
     scale = (settings.guidance_scale, settings.guidance_rescale)
-    latents = sample(dit, plan, condition, [TorchNoise(3)], 51, *scale)
+    cheaper = {"guidance_interval": settings.guidance_interval, "reuse": settings.reuse}
+    latents = sample(dit, plan, condition, [TorchNoise(3)], 51, *scale, **cheaper)
     with torch.no_grad():
         audio = vae.decode(latents)[0, 0, : round(1.01 * 24000)]
     got = model.generate(settings.prompt, duration_s=1.01, num_steps=5, solver=solver, seed=3, **guidance).samples

@@ -3,8 +3,8 @@
     per run:  constants and rows → device; start latents; launch; latents → pinned memory
     per step: [controlnet: latents → residuals]; denoiser: latents, previous clean → next latents, clean; number → host
 
-A step takes one of the ways that `StepGraph.evaluations` lists, each an engine with its own constants; what one hands on
-to the next (`denoising.HANDED_ON`) stays on the device.
+A step takes one of the ways that `StepGraph.evaluations` lists, each an engine with its own constants; what one hands
+on to the next (`denoising.HANDED_ON`) stays on the device.
 
 Two buffers of latents and two of clean estimates take turns, so a step's addresses depend on its number alone and the
 whole loop is captured with the addresses in it.
