@@ -9,6 +9,7 @@ import importlib
 import json
 import sys
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
@@ -83,7 +84,7 @@ class Official:
     def dit(self) -> nn.Module:
         """Its MaskDiT with our weights, key by key."""
         build = self._find("src.models.conditioners", "MaskDiT")
-        with torch.device("meta"):
+        with torch.device("meta"), redirect_stdout(sys.stderr):
             model = build(**self.params["model"])
         model.load_state_dict(self.source.dit().state_dict(), strict=True, assign=True)
         return model.requires_grad_(False).eval()
