@@ -2,9 +2,9 @@
 
     python benchmarks/cold_start.py --save
 
-Each round starts one process of every kind; the first round warms the disk's cache. `python` is an interpreter that does
-nothing, for comparison. The sound is one of the packaged model at its default settings, from the command line to the
-WAV file, which must hold the same samples every time. Importing the runtime must load neither torch nor transformers.
+Each round starts one process of every kind; the first round warms the disk's cache. `python` is an interpreter that
+does nothing, for comparison. The sound is one of the packaged model at its default settings, from the command line to
+the WAV file, which must be the same every time. Importing the runtime must load neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -79,7 +79,9 @@ def loaded(*imports: str) -> list[str]:
 
 def slowest_imports(code: str) -> dict[str, float]:
     """Module → milliseconds with all it imports, the slowest first; modules of ours, and those that ours import."""
-    rows = re.findall(r"import time:\s+\d+ \|\s+(\d+) \|( *)(\S+)", _run([sys.executable, "-X", "importtime", "-c", code]))
+    rows = re.findall(
+        r"import time:\s+\d+ \|\s+(\d+) \|( *)(\S+)", _run([sys.executable, "-X", "importtime", "-c", code])
+    )
     times = {name: int(cumulative) / 1e3 for cumulative, indent, name in rows if len(indent) <= 7}
     return dict(sorted(times.items(), key=lambda item: -item[1])[:SHOWN])
 

@@ -164,7 +164,7 @@ def worst(
 
 
 def padded_text(source: ModelSource, bundle: Bundle) -> tuple[torch.Tensor, torch.Tensor]:
-    """Text states (2, S, D_text) of the prompt and the empty prompt at full length by PyTorch, and their mask (2, S)."""
+    """Text states (2, S, D_text) of the prompt and the empty prompt at full length by PyTorch, and a mask (2, S)."""
     import torch
 
     from ezaudio.text import PAD_TOKEN, encode_text

@@ -11,8 +11,8 @@ the cache first), which changes nothing about speed. `l4` is L's width in five b
 A step is what the official sampling loop does: float32, a batch of two (the prompt and the empty one, 100 tokens each),
 guidance and rescale; all cores. Before anything is timed every side's velocity is compared with the official one at
 four timesteps, decoded samples and whole clips likewise, and a difference beyond the bound ends the run. Sides run in
-turn; a ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export of
-the PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any step count.
+turn; a ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export
+of the PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any count.
 """
 
 from __future__ import annotations
@@ -133,9 +133,7 @@ def measure_step(
     return _timed("step", {OFFICIAL: lambda: reference(TIMESTEPS[1]), **sides}, parity, rounds)
 
 
-def measure_decode(
-    official: Official, bundles: dict[str, Bundle], duration_s: float, rounds: int
-) -> dict[str, Any]:
+def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: float, rounds: int) -> dict[str, Any]:
     """C3: latents → samples by every bundle's decoder against the official one."""
     latents = start_latents(official.source.config, duration_s)
     vae, given = official.vae(), torch.from_numpy(latents)

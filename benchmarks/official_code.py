@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import torch
@@ -44,7 +44,7 @@ UNUSED = (
 class _Empty(ModuleType):
     """Has any name, each a class that does nothing."""
 
-    __path__: list[str] = []
+    __path__: ClassVar[list[str]] = []
 
     def __init__(self, name: str) -> None:
         super().__init__(name)

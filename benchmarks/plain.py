@@ -1,4 +1,4 @@
-"""The baseline "plain ONNX Runtime": the whole PyTorch MaskDiT exported as it stands, run with the runtime's settings."""
+"""The baseline "plain ONNX Runtime": the whole PyTorch MaskDiT exported as it stands, run with our settings."""
 
 from __future__ import annotations
 

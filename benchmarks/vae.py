@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,9 @@ def main(bundle: Path | None, checkout: Path | None, durations_s: tuple[float, .
     opened = Bundle.open(folder)
     manifest = opened.manifest
     print(f"decoder of {manifest.config.name} in {manifest.precision}; {hardware_line()}")
-    stored = "fp16" if manifest.precision == "int8" else manifest.precision  # an int8 bundle's decoder is stored in fp16
+    stored = (
+        "fp16" if manifest.precision == "int8" else manifest.precision
+    )  # an int8 bundle's decoder is stored in fp16
     decoders = {name: decoder(name, opened, checkout) for name in names}
     for duration_s in durations_s:
         latents = start_latents(opened.config, duration_s)
@@ -59,7 +62,7 @@ def main(bundle: Path | None, checkout: Path | None, durations_s: tuple[float, .
             for name in names:
                 cosine, relative_l2 = measure(decoders[name](latents), expected)
                 require(f"{name} of {duration_s:g} s", relative_l2, MAX_RELATIVE_L2[stored], cosine, MIN_COSINE[stored])
-            timing = interleave({name: lambda name=name: decoders[name](latents) for name in names}, rounds)  # type: ignore[misc]
+            timing = interleave({name: partial(decoders[name], latents) for name in names}, rounds)
         where = {"bundle": str(folder), "official": checkout and str(checkout), "duration_s": duration_s}
         memory = {name: in_child("vae", "decode_once", name=name, **where)["peak_memory_mib"] for name in names}
         factor = {name: timing.median(name) / duration_s for name in names}
