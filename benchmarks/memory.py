@@ -67,8 +67,8 @@ def main(folders: tuple[Path, ...], checkout: Path | None, duration_s: float, st
                 raise click.ClickException("this system does not tell a process its peak memory (VmHWM)")
             ratio = peak * MIB / weights["used"]
             print(
-                f"{title}: {peak:,.0f} MiB, {found['imported_mib']:,.0f} MiB before the bundle is opened; {ratio:.2f} of "
-                f"the weights in use, {weights['used'] / MIB:,.0f} MiB (stored {weights['stored'] / MIB:,.0f})"
+                f"{title}: {peak:,.0f} MiB, {found['imported_mib']:,.0f} MiB before the bundle is opened; {ratio:.2f} "
+                f"of the weights in use, {weights['used'] / MIB:,.0f} MiB (stored {weights['stored'] / MIB:,.0f})"
             )
             row = common | {"case": "low_memory" if low_memory else "usual", "precision": manifest.precision}
             row |= {"imported_mib": found["imported_mib"], "peak_memory_mib": peak}
