@@ -30,7 +30,7 @@ SHOWN = 8
 @click.option("--prompt", default="dog barking", show_default=True)
 @rounds_option
 @save_option
-def main(prompt: str, rounds: int, save: bool) -> None:
+def main(prompt: str, rounds: int, save: Path | None) -> None:
     script = Path(sysconfig.get_path("scripts"), "ezaudio-run")
     if not script.is_file():
         raise click.ClickException(f"'{script}' is missing: pip install this package first")

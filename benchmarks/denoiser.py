@@ -71,7 +71,7 @@ def main(
     plain: bool,
     min_cosine: float | None,
     rounds: int,
-    save: bool,
+    save: Path | None,
 ) -> None:
     opened = Bundle.open(find_bundle(model, precision, bundle))
     latents = start_latents(opened.config, duration_s)

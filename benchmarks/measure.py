@@ -36,7 +36,15 @@ def rounds_option(function: Any) -> Any:
 
 
 def save_option(function: Any) -> Any:
-    return click.option("--save", is_flag=True, help="Append the rows to benchmarks/results/, as JSON lines.")(function)
+    """`--save [FILE|FOLDER]`."""
+    return click.option(
+        "--save",
+        type=click.Path(path_type=Path),
+        is_flag=False,
+        flag_value=str(RESULTS),
+        metavar="[PATH]",
+        help="Append the rows, as JSON lines, to this file, or to a folder's <benchmark>.jsonl. [benchmarks/results]",
+    )(function)
 
 
 def spread(values: list[float]) -> dict[str, float]:
@@ -144,10 +152,10 @@ def hardware_line() -> str:
     return f"{facts['hardware']}, {memory}; {versions}"
 
 
-def write_row(row: dict[str, Any], save: bool) -> None:
-    """Append to results/<benchmark>.jsonl."""
-    if save:
-        path = RESULTS / f"{row['benchmark']}.jsonl"
+def write_row(row: dict[str, Any], save: Path | None) -> None:
+    """Append with the hardware to a file, or to <benchmark>.jsonl in a folder."""
+    if save is not None:
+        path = save / f"{row['benchmark']}.jsonl" if save.is_dir() else save
         with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row | hardware()) + "\n")
 

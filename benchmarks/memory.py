@@ -39,7 +39,7 @@ MIB = 1 << 20
 @click.option("--duration", "duration_s", default=10.0, show_default=True)
 @click.option("--steps", default=2, show_default=True)
 @save_option
-def main(folders: tuple[Path, ...], checkout: Path | None, duration_s: float, steps: int, save: bool) -> None:
+def main(folders: tuple[Path, ...], checkout: Path | None, duration_s: float, steps: int, save: Path | None) -> None:
     print(hardware_line())
     for folder in folders or (PACKAGED,):
         manifest = read_manifest(folder, verify=False)

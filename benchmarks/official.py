@@ -74,7 +74,7 @@ def main(
     plain: bool,
     clip_steps: int | None,
     rounds: int,
-    save: bool,
+    save: Path | None,
 ) -> None:
     torch.set_num_threads(cores())
     found = folders or [find_bundle(model, precision) for precision in ("fp32", "int8")]

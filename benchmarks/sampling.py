@@ -155,7 +155,7 @@ def main(
     repeats: int,
     against: str | None,
     rounds: int,
-    save: bool,
+    save: Path | None,
 ) -> None:
     start = time.perf_counter()
     from ezaudio.runtime import TextToAudio

@@ -43,7 +43,9 @@ PYTORCH, OFFICIAL = "pytorch", "official"
 @click.option("--duration", "durations_s", type=float, multiple=True, default=(1.0, 10.0, 30.0), show_default=True)
 @rounds_option
 @save_option
-def main(bundle: Path | None, checkout: Path | None, durations_s: tuple[float, ...], rounds: int, save: bool) -> None:
+def main(
+    bundle: Path | None, checkout: Path | None, durations_s: tuple[float, ...], rounds: int, save: Path | None
+) -> None:
     import torch
 
     folder = bundle or find_bundle("l4", "fp32")

@@ -76,12 +76,11 @@ diff: {num_train_timesteps: 1000, beta_schedule: scaled_linear, beta_start: 0.00
 
 
 @pytest.fixture(autouse=True)
-def benchmarks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script as a run from its folder does; rows go to a folder of the test."""
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Imports a script as a run from its folder does; the floor is measured on little."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     measure = importlib.import_module("measure")
-    monkeypatch.setattr(measure, "RESULTS", tmp_path)
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "PRODUCT", (8, 64, 64))
     yield importlib.import_module
@@ -148,7 +147,7 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_official(debug_bundle: Path, checkout: Path, tmp_path: Path) -> None:
     arguments = ("--official", checkout, "--model", "debug", "--bundle", debug_bundle, "--plain", "--clip-steps", 2)
-    result = run("official", *arguments, *SHORT, "--save")
+    result = run("official", *arguments, *SHORT, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     step, decode, clip = rows(tmp_path, "official")
     assert [row["case"] for row in (step, decode, clip)] == ["step", "decode", "clip"]
@@ -175,7 +174,7 @@ def test_official_wants_a_checkout(debug_bundle: Path, tmp_path: Path) -> None:
 
 
 def test_denoiser(debug_bundle: Path, tmp_path: Path) -> None:
-    result = run("denoiser", "--model", "debug", "--bundle", debug_bundle, *SHORT, "--save")
+    result = run("denoiser", "--model", "debug", "--bundle", debug_bundle, *SHORT, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path, "denoiser")
     assert set(row["over_ours"]) == {"unguided", "unhoisted", "plain"}
@@ -199,7 +198,7 @@ def test_denoiser_wants_the_bundle_that_was_named(debug_bundle: Path) -> None:
 
 
 def test_vae(debug_bundle: Path, tmp_path: Path) -> None:
-    result = run("vae", "--bundle", debug_bundle, *SHORT, "--save")
+    result = run("vae", "--bundle", debug_bundle, *SHORT, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path, "vae")
     assert set(row["over_whole"]) == {"chunks", "pytorch"}
@@ -213,7 +212,7 @@ def test_vae_refuses_other_samples(debug_bundle: Path, damaged: Callable[[str, s
 
 
 def test_memory(debug_bundle: Path, tmp_path: Path) -> None:
-    result = run("memory", "--bundle", debug_bundle, *SHORT, "--save")
+    result = run("memory", "--bundle", debug_bundle, *SHORT, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     row = rows(tmp_path, "memory")[0]
     assert row["case"] == "usual"
@@ -230,7 +229,7 @@ def test_cold_start(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     once = importlib.import_module("measure").interleave
     monkeypatch.setattr(cold_start, "interleave", lambda sides, rounds: once(sides, 1))
     monkeypatch.setattr(cold_start, "FIRST_SOUND", ("--steps", "1", "--duration", "0.5"))
-    result = run("cold_start", "--save")
+    result = run("cold_start", "--save", tmp_path)
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path, "cold_start")
     seconds = {side: value["median"] for side, value in row["seconds"].items()}
@@ -244,7 +243,7 @@ def test_cold_start_refuses_heavy_imports(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_sampling(debug_bundle: Path, tmp_path: Path) -> None:
-    result = run("sampling", "--bundle", debug_bundle, *SHORT, "--repeats", 2, "--save")
+    result = run("sampling", "--bundle", debug_bundle, *SHORT, "--repeats", 2, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     (row,) = rows(tmp_path, "sampling")
     assert row["num_steps"] == 4
