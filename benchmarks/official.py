@@ -1,0 +1,196 @@
+"""The official PyTorch code against our bundles on the same weights: the guided step, the decoder, whole clips.
+
+    python benchmarks/official.py --official CHECKOUT --model l --save
+    python benchmarks/official.py --official CHECKOUT --model l --bundle l32/ --bundle l8/ --plain --save
+    python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --clip-steps 10 --save
+
+CHECKOUT is a clone of github.com/haidog-yaqub/EzAudio (pip install einops diffusers pyyaml). Its modules get the random
+weights that the bundles were exported from (ezaudio-export --random-weights; without --bundle they are exported into
+the cache first), which changes nothing about speed. `l4` is L's width in five blocks, for quick runs.
+
+A step is what the official sampling loop does: float32, a batch of two (the prompt and the empty one, 100 tokens each),
+guidance and rescale; all cores. Before anything is timed every side's velocity is compared with the official one at
+four timesteps, decoded samples and whole clips likewise, and a difference beyond the bound ends the run. Sides run in
+turn; a ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export
+of the PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+import torch
+from measure import cores, hardware_line, interleave, require, rounds_option, save_option, told, write_row
+from models import (
+    MAX_RELATIVE_L2,
+    MIN_COSINE,
+    MODELS,
+    PROMPT,
+    TIMESTEPS,
+    Bundle,
+    find_bundle,
+    padded_text,
+    source_of,
+    start_latents,
+    worst,
+)
+from official_code import Official
+from plain import PlainStep
+
+from ezaudio.runtime import TextToAudio
+from ezaudio.runtime.manifest import read_manifest
+from ezaudio.runtime.measures import measure
+
+OFFICIAL = "official fp32"
+MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows with every step
+
+
+@click.command(help=__doc__)
+@click.option("--official", "checkout", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
+@click.option("--model", type=click.Choice(MODELS), default="l", show_default=True)
+@click.option(
+    "--bundle", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="[fp32 and int8, exported]"
+)
+@click.option("--duration", "duration_s", default=10.0, show_default=True)
+@click.option("--step/--no-step", default=True, show_default=True, help="Time the guided step.")
+@click.option("--decode/--no-decode", default=True, show_default=True, help="Time the VAE's decoder.")
+@click.option("--min-cosine", default=MIN_COSINE["int8"], show_default=True, help="Of an int8 step's velocities.")
+@click.option("--plain", is_flag=True, help="Time a plain ONNX export, too.")
+@click.option("--clip-steps", type=click.IntRange(min=1), help="Time whole clips of so many steps, too.")
+@rounds_option
+@save_option
+def main(
+    checkout: Path,
+    model: str,
+    folders: tuple[Path, ...],
+    duration_s: float,
+    step: bool,
+    decode: bool,
+    min_cosine: float,
+    plain: bool,
+    clip_steps: int | None,
+    rounds: int,
+    save: Path | None,
+) -> None:
+    torch.set_num_threads(cores())
+    found = folders or [find_bundle(model, precision) for precision in ("fp32", "int8")]
+    bundles = {}
+    for folder in found:
+        manifest = read_manifest(folder, verify=False)
+        find_bundle(model, manifest.precision, folder)
+        bundles[manifest.precision] = Bundle.open(folder)
+    source = source_of(next(iter(bundles.values())).manifest)
+    if any(bundle.manifest.origin != source.origin for bundle in bundles.values()):
+        raise click.ClickException("the bundles come from different weights: export them from the same")
+    official = Official(checkout, source)
+    print(f"{model}, {duration_s:g} s; {hardware_line()}")
+    common = {"model": model, "origin": source.origin, "duration_s": duration_s}
+    with torch.inference_mode():
+        if step:
+            write_row(common | measure_step(official, bundles, duration_s, plain, min_cosine, rounds), save)
+        if decode:
+            write_row(common | measure_decode(official, bundles, duration_s, rounds), save)
+        if clip_steps is not None:
+            write_row(common | measure_clip(official, bundles, duration_s, clip_steps, rounds), save)
+
+
+def measure_step(
+    official: Official,
+    bundles: dict[str, Bundle],
+    duration_s: float,
+    plain: bool,
+    min_cosine: float,
+    rounds: int,
+) -> dict[str, Any]:
+    """C1 and C2: a guided step of every bundle, and of the plain export, against the official one."""
+    source = official.source
+    some = next(iter(bundles.values()))
+    latents = start_latents(source.config, duration_s)
+    text, mask = padded_text(source, some)
+    scale, rescale = some.guidance(latents)
+    reference = official.guided_step(official.dit(), torch.from_numpy(latents), text, mask, scale, rescale)
+    velocities = {timestep: reference(timestep).numpy() for timestep in TIMESTEPS}
+    steps: dict[str, tuple[str, Callable[[int], Callable[[], Any]]]] = {}
+    if plain:
+        graph = PlainStep(source, some, latents, text.numpy(), mask.numpy())
+        steps["plain fp32"] = ("fp32", lambda timestep: lambda: graph(timestep))
+    for precision, bundle in bundles.items():
+        steps[f"ours {precision}"] = (precision, lambda timestep, bundle=bundle: bundle.step(latents, timestep))  # type: ignore[misc]
+    parity = {}
+    for side, (precision, at) in steps.items():
+        cosine, relative_l2, timestep = worst(at, lambda timestep: lambda: velocities[timestep])
+        print(f"parity of {side}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e} (worst at timestep {timestep})")
+        at_least = min_cosine if precision == "int8" else MIN_COSINE[precision]
+        require(f"step of {side}", relative_l2, MAX_RELATIVE_L2[precision], cosine, at_least)
+        parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
+    for bundle in bundles.values():
+        bundle.sessions.release("text_encoder")
+    sides = {side: at(TIMESTEPS[1]) for side, (_, at) in steps.items()}
+    return _timed("step", {OFFICIAL: lambda: reference(TIMESTEPS[1]), **sides}, parity, rounds)
+
+
+def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: float, rounds: int) -> dict[str, Any]:
+    """C3: latents → samples by every bundle's decoder against the official one."""
+    latents = start_latents(official.source.config, duration_s)
+    vae, given = official.vae(), torch.from_numpy(latents)
+    expected = vae.decoder(given)[:, 0].numpy()  # type: ignore[operator]
+    sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: vae.decoder(given)}  # type: ignore[operator]
+    parity = {}
+    for precision, bundle in bundles.items():
+        bundle.sessions.release()
+        side = f"ours {precision}"
+        sides[side] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
+        cosine, relative_l2 = measure(sides[side](), expected)
+        parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
+        print(f"parity of {side}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
+        stored = "fp16" if precision == "int8" else precision  # an int8 bundle's decoder is stored in fp16
+        require(f"decoder of {side}", relative_l2, MAX_RELATIVE_L2[stored], cosine, MIN_COSINE[stored])
+    return _timed("decode", sides, parity, rounds)
+
+
+def measure_clip(
+    official: Official, bundles: dict[str, Bundle], duration_s: float, steps: int, rounds: int
+) -> dict[str, Any]:
+    """Prompt → samples. The official `inference` encodes both prompts anew; so do we."""
+    config = official.source.config
+    some = next(iter(bundles.values()))
+    frames = round(duration_s * config.vae.latent_rate)
+    clip = official.clip(official.dit(), official.vae(), some.teacher.conditioning.tokenizer, frames, steps, seed=1)
+    expected = clip()
+    sides: dict[str, Callable[[], Any]] = {OFFICIAL: clip}
+    parity = {}
+    for precision, bundle in bundles.items():
+        bundle.sessions.release()
+        model = TextToAudio(bundle.folder, verify=False, backend="onnxruntime")
+
+        def ours(model: TextToAudio = model) -> np.ndarray:
+            model._conditioning.forget()
+            settings = {"duration_s": duration_s, "num_steps": steps, "eta": 0.0, "solver": "ddim", "seed": 1}
+            return model.generate(PROMPT, **settings).samples[0]  # type: ignore[arg-type]
+
+        sides[f"ours {precision}"] = ours
+        cosine, relative_l2 = measure(ours(), expected)
+        parity[f"ours {precision}"] = {"cosine": cosine, "relative_l2": relative_l2}
+        print(f"clip of ours {precision}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
+        if precision == "fp32":  # the others are judged step by step: loops drift apart however small the error
+            require("clip in fp32", relative_l2, MAX_CLIP_ERROR)
+    return _timed("clip", sides, parity, rounds) | {"num_steps": steps}
+
+
+def _timed(
+    case: str, sides: dict[str, Callable[[], Any]], parity: dict[str, dict[str, float]], rounds: int
+) -> dict[str, Any]:
+    timing = interleave(sides, rounds)
+    ratios = {side: timing.ratio(OFFICIAL, side) for side in sides if side != OFFICIAL}
+    print(f"{case}: {OFFICIAL} {timing.median(OFFICIAL):.3f} s")
+    for side, ratio in ratios.items():
+        print(f"{case}: {side} {timing.median(side):.3f} s, official ÷ ours {told(ratio)}")
+    return {"benchmark": "official", "case": case, "official_over": ratios, "parity": parity} | timing.fields()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,369 @@
+"""Rebuilds the README's performance section, docs/performance.md and its chart from benchmarks/results/.
+
+    python benchmarks/report.py            # after a run with --save
+    python benchmarks/report.py --check    # exit code 1 where a file is not what the results give
+
+Only measured rows are told, the newest of each case; what has none is "not measured". Text outside of the markers
+`<!-- performance -->` … `<!-- /performance -->` is left as it is.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+from chart import Bar, draw
+from measure import RESULTS, spread
+
+ROOT = Path(__file__).resolve().parents[1]
+BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
+NOT_MEASURED = "not measured"
+DURATION_S = 10.0
+MODELS = ("l", "xl")
+SIDES = {  # of official.py → code, precision
+    "official fp32": ("official PyTorch", "fp32"),
+    "plain fp32": ("plain ONNX Runtime", "fp32"),
+    "ours fp32": ("this", "fp32"),
+    "ours int8": ("this", "int8"),
+}
+Row = dict[str, Any]
+
+
+class Results:
+    """All rows, in the order in which they were measured."""
+
+    def __init__(self, folder: Path) -> None:
+        lines = [line for path in sorted(folder.glob("*.jsonl")) for line in path.read_text("utf-8").splitlines()]
+        self.rows: list[Row] = [json.loads(line) for line in lines]
+
+    def newest(self, benchmark: str, **wanted: Any) -> Row | None:
+        """The last row with these values."""
+        wanted = {"benchmark": benchmark} | wanted
+        found = [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+        return found[-1] if found else None
+
+    def each(self, benchmark: str, *keys: str, **wanted: Any) -> list[Row]:
+        """The newest row of every combination of values of `keys`."""
+        wanted = {"benchmark": benchmark} | wanted
+        rows = [row for row in self.rows if all(row.get(key) == value for key, value in wanted.items())]
+        return [*{tuple(str(row.get(key)) for key in keys): row for row in rows}.values()]
+
+
+def number(value: float | None, unit: str = "", digits: int = 3) -> str:
+    """With so many significant digits; large numbers whole, with commas."""
+    if value is None:
+        return NOT_MEASURED
+    text = f"{value:,.0f}" if abs(value) >= 10 ** (digits - 1) else f"{value:.{digits}g}"
+    return f"{text} {unit}".rstrip()
+
+
+def span(quantiles: dict[str, float]) -> str:
+    return f"{quantiles['median']:.2f} ({quantiles['p20']:.2f} to {quantiles['p80']:.2f})"
+
+
+def table(header: list[str], rows: list[list[str]]) -> list[str]:
+    return [f"| {' | '.join(cells)} |" for cells in (header, ["---"] * len(header), *rows)]
+
+
+def median(row: Row | None, side: str) -> float | None:
+    return None if row is None or side not in row["seconds"] else row["seconds"][side]["median"]
+
+
+def where(row: Row) -> str:
+    versions = row["versions"]
+    packages = ", ".join(f"{name} {versions[name]}" for name in ("onnxruntime", "torch") if versions.get(name))
+    return f"{row['hardware']}; {packages}"
+
+
+# The README's section.
+
+
+def readme_section(results: Results) -> list[str]:
+    lines = [claim(results), ""]
+    rows = []
+    for model in MODELS:
+        step, decode = (
+            results.newest("official", case=case, model=model, duration_s=DURATION_S) for case in ("step", "decode")
+        )
+        for side, (code, precision) in SIDES.items():
+            ratio = "1" if side == "official fp32" else _ratio(step, side)
+            cases = ["official"] if code.startswith("official") else ["usual", "low_memory"] if code == "this" else []
+            found = [results.newest("memory", case=case, model=model, precision=precision) for case in cases]
+            memory = [number(row and row["peak_memory_mib"], "MiB") for row in found]
+            decoded = "" if side == "plain fp32" else number(median(decode, side), "s")
+            cells = [number(median(step, side), "s"), ratio, decoded, " / ".join(dict.fromkeys(memory))]
+            rows.append([model.upper(), code, precision, *cells])
+    lines += ["One guided step and the decoding of 10 s of sound:", ""]
+    header = ["model", "code", "precision", "step", "official ÷ this", "decode", "peak memory / low memory"]
+    lines += [*table(header, rows), ""]
+    lines += ["Whole clips of 10 s, prompt to file:", ""]
+    rows = []
+    for row in results.each("sampling", "model", "precision", "preset", "num_steps", duration_s=DURATION_S):
+        if clip := row.get("median"):
+            settings = f"{row.get('preset') or 'defaults'}, {row['num_steps']} steps"
+            cells = [number(clip[f"{key}_s"], "s") for key in ("step", "decode", "total")]
+            size = number(row["bundle_bytes"] / 1e6, "MB")
+            rows.append([row["model"], row["precision"], settings, size, *cells, number(row["peak_memory_mib"], "MiB")])
+    header = ["model", "precision", "settings", "bundle", "step", "decode", "clip", "peak memory"]
+    lines += [*table(header, rows), ""]
+    lines.append(
+        "![What each step adds to the speed of a clip](docs/performance.svg)\n\n"
+        "Every number is a median of a row in [benchmarks/results](benchmarks/results), L and XL with random weights\n"
+        "of the right shapes, which changes nothing about speed. [docs/performance.md](docs/performance.md) has the\n"
+        "spreads, goals, profiles and commands."
+    )
+    return lines
+
+
+def claim(results: Results) -> str:
+    row = results.newest("official", case="step", model="l", duration_s=DURATION_S)
+    if row is None:
+        return f"Against the official PyTorch code on a CPU: {NOT_MEASURED}."
+    parts = [
+        f"{row['official_over'][f'ours {precision}']['median']:.2f} times as fast in {precision} "
+        f"({number(median(row, f'ours {precision}'), 's')})"
+        for precision in ("fp32", "int8")
+        if f"ours {precision}" in row["official_over"]
+    ]
+    return (
+        f"**A guided step of EzAudio-L is {' and '.join(parts)}** as the official PyTorch code in fp32 "
+        f"({number(median(row, 'official fp32'), 's')}), for {row['duration_s']:g} s of sound on {where(row)}."
+    )
+
+
+def _ratio(row: Row | None, side: str) -> str:
+    return NOT_MEASURED if row is None or side not in row["official_over"] else span(row["official_over"][side])
+
+
+# docs/performance.md.
+
+
+def targets(results: Results) -> list[str]:
+    official = "python benchmarks/official.py --official CHECKOUT --model l --save"
+
+    def over(case: str, side: str) -> str:
+        found = {model: results.newest("official", case=case, model=model, duration_s=DURATION_S) for model in MODELS}
+        rows = {model: row for model, row in found.items() if row is not None and side in row["official_over"]}
+        texts = []
+        for model, row in rows.items():
+            cosine = f", cosine {row['parity'][side]['cosine']:.5f}" if "int8" in side and case == "step" else ""
+            texts.append(f"{model.upper()} {span(row['official_over'][side])}{cosine}")
+        return "; ".join(texts) or NOT_MEASURED
+
+    def every(rows: list[Row], value: Any) -> str:
+        return "; ".join(f"{row['model'].upper()} {row['precision']} {value(row)}" for row in rows) or NOT_MEASURED
+
+    hoists = results.each("denoiser", "model", case="step", precision="fp32", duration_s=DURATION_S)
+    presets = results.each("sampling", "model", "precision", case="preset", preset="fast", num_steps=100)
+    outside = [
+        row
+        for row in results.each("sampling", "model", "precision", "preset", case="clip", backend="onnxruntime")
+        if row["median"]
+    ]
+    memory = results.each("memory", "model", "precision", "case")
+    cold, cpp = results.newest("cold_start"), results.newest("cpp")
+
+    def started(side: str) -> str:
+        return NOT_MEASURED if cold is None else f"{cold['seconds'][side]['median']:.2f} s"
+
+    def cpp_value(name: str) -> str:
+        return NOT_MEASURED if cpp is None else f"{cpp['model']} {span(cpp[name])}"
+
+    def hoisted(row: Row) -> str:
+        return span(row["over_ours"]["unhoisted"])
+
+    def preset_value(row: Row) -> str:
+        return span(row["official_over_preset"])
+
+    def outside_value(row: Row) -> str:
+        return f"{row['median']['outside_share']:.2%}"
+
+    def memory_value(row: Row) -> str:
+        return f"{row['case'].replace('_', ' ')} {row['peak_over_weights']:.2f}"
+
+    run = "python benchmarks"
+    rows = [
+        ["C1", "a guided step, official fp32 ÷ fp32", "1.25", "1.45", over("step", "ours fp32"), official],
+        ["C2", "the same, official fp32 ÷ int8, cosine ≥ 0.999", "3.5", "4.5", over("step", "ours int8"), official],
+        ["C3", "decoding 10 s, official ÷ fp32", "1.5", "2.5", over("decode", "ours fp32"), official],
+        ["C4", "hoists off ÷ on", "1.06", "1.08", every(hoists, hoisted), f"{run}/denoiser.py --model l --save"],
+        [
+            "C5",
+            "whole clip, official settings ÷ preset fast",
+            "20",
+            "40",
+            every(presets, preset_value),
+            f"{run}/sampling.py --bundle BUNDLE --against-official fast --save",
+        ],
+        [
+            "C6",
+            "time outside model calls ÷ whole",
+            "≤ 1 %",
+            "",
+            every(outside, outside_value),
+            f"{run}/sampling.py --bundle BUNDLE --save",
+        ],
+        [
+            "C7",
+            "import of the runtime; `ezaudio-run --help`",
+            "≤ 0.25 s",
+            "0.15 s",
+            f"{started('import')}; {started('help')}",
+            f"{run}/cold_start.py --save",
+        ],
+        ["", "packaged model, cold start to WAV", "≤ 3 s", "", started("sound"), f"{run}/cold_start.py --save"],
+        [
+            "C8",
+            "peak memory ÷ weights in use together",
+            "≤ 1.25",
+            "1.1",
+            every([row for row in memory if row["case"] != "official"], memory_value),
+            f"{run}/memory.py --bundle BUNDLE --save",
+        ],
+        ["C9", "C++ ÷ Python", "0.97 to 1.03", "", cpp_value("cpp_over_python"), f"{run}/cpp.py --build BUILD"],
+        [
+            "C10",
+            "first streamed chunk ÷ whole decode",
+            "≤ 0.12",
+            "0.06",
+            cpp_value("first_chunk_over_decode"),
+            f"{run}/cpp.py --build BUILD",
+        ],
+    ]
+    quoted = [[*row[:-1], f"`{row[-1]}`"] for row in rows]
+    return table(["", "what", "goal", "stretch", "measured", "command"], quoted)
+
+
+def profiles(results: Results, most: int = 8) -> list[str]:
+    lines = []
+    for row in results.each("denoiser", "model", "precision", case="step", duration_s=DURATION_S):
+        profile = row["profile"]
+        integer = "ort_int8" if row["precision"] == "int8" else "ort_fp32"
+        lines += [
+            f"**{row['model'].upper()} in {row['precision']}**: {number(profile['step_s'], 's')} a guided step, "
+            f"{profile['products_share']:.0%} of it in products; a product of 1000 × 1024 × 4096 reaches "
+            f"{profile['floor'][integer]:.0f} GFLOP/s in the same run. {where(row)}.",
+            "",
+        ]
+        times = [
+            [f"`{name}`", number(s * 1e3), f"{s / profile['step_s']:.1%}"] for name, s in profile["operators"].items()
+        ]
+        lines += [*table(["operator", "ms", "share"], times[:most]), ""]
+        products = [
+            [
+                f"`{p['operator']}` {p['shape']}",
+                str(p["count"]),
+                number(p["seconds"] * 1e3),
+                number(p["gflop_per_s"]),
+                f"{p['share_of_floor']:.0%}",
+            ]
+            for p in profile["products"][:most]
+        ]
+        lines += [*table(["product", "count", "ms", "GFLOP/s", "of the floor"], products), ""]
+    return lines or [f"{NOT_MEASURED.capitalize()}.", ""]
+
+
+def decoding(results: Results) -> list[str]:
+    rows = []
+    for row in results.each("vae", "model", "precision", "duration_s"):
+        for side in row["seconds"]:
+            memory = number(row["side_memory_mib"][side], "MiB")
+            cells = [number(median(row, side), "s"), number(row["real_time_factor"][side]), memory]
+            what = {"whole": "bundle, whole", "chunks": "bundle, in chunks"}.get(side, side)
+            rows.append([f"{row['duration_s']:g} s", what, row["precision"], *cells])
+    if not rows:
+        return [f"{NOT_MEASURED.capitalize()}."]
+    return table(["sound", "decoder", "precision", "time", "real-time factor", "peak memory"], rows)
+
+
+def clips(results: Results) -> list[str]:
+    rows = []
+    for row in results.each("official", "model", "num_steps", case="clip", duration_s=DURATION_S):
+        for side in row["seconds"]:
+            ratio = "1" if side not in row["official_over"] else _ratio(row, side)
+            rows.append([row["model"].upper(), str(row["num_steps"]), side, number(median(row, side), "s"), ratio])
+    if not rows:
+        return [f"{NOT_MEASURED.capitalize()}."]
+    return table(["model", "steps", "code", "clip of 10 s", "official ÷ this"], rows)
+
+
+def document(results: Results) -> list[str]:
+    return [
+        "## Goals on a CPU",
+        "",
+        *targets(results),
+        "",
+        "## What each step adds",
+        "",
+        "![What each step adds to the speed of a clip](performance.svg)",
+        "",
+        "## Where the time of a step goes",
+        "",
+        *profiles(results),
+        "## Whole clips against the official code",
+        "",
+        *clips(results),
+        "",
+        "## Decoding",
+        "",
+        *decoding(results),
+    ]
+
+
+# The chart.
+
+
+def bars(results: Results) -> list[Bar]:
+    """Each step's own factor on L: the first three of one guided step in one run, the last of whole clips."""
+    row = results.newest("official", case="step", model="l", duration_s=DURATION_S) or {"rounds": {}}
+    preset = results.newest("sampling", case="preset", preset="fast", model="l", precision="int8", num_steps=100)
+
+    def factor(slow: str, fast: str) -> float | None:
+        if slow not in row["rounds"] or fast not in row["rounds"]:
+            return None
+        return spread([a / b for a, b in zip(row["rounds"][slow], row["rounds"][fast], strict=True)])["median"]
+
+    return [
+        Bar("plain ONNX Runtime, fp32", factor("official fp32", "plain fp32")),
+        Bar("hoists and fusions, fp32", factor("plain fp32", "ours fp32")),
+        Bar("int8", factor("ours fp32", "ours int8")),
+        Bar("preset fast, whole clips", preset and preset["official_over_preset"]["median"]),
+    ]
+
+
+def between_markers(text: str, lines: list[str], name: str) -> str:
+    if text.count(BEGIN) != 1 or text.count(END) != 1:
+        raise click.ClickException(f"{name} must have {BEGIN} and {END} once each")
+    return text[: text.index(BEGIN) + len(BEGIN)] + "\n" + "\n".join(lines) + "\n" + text[text.index(END) :]
+
+
+def generated(root: Path, results: Results) -> dict[Path, str]:
+    """File → what it should hold."""
+    readme, page = root / "README.md", root / "docs" / "performance.md"
+    return {
+        readme: between_markers(readme.read_text("utf-8"), readme_section(results), readme.name),
+        page: between_markers(page.read_text("utf-8"), document(results), page.name),
+        page.with_suffix(".svg"): draw("Speed against the official code, EzAudio-L on a CPU", bars(results)),
+    }
+
+
+@click.command(help=__doc__)
+@click.option("--check", is_flag=True, help="Write nothing, fail when a file differs.")
+@click.option("--root", type=click.Path(path_type=Path, exists=True), default=ROOT, help="[this checkout]")
+@click.option("--results", type=click.Path(path_type=Path, exists=True), default=RESULTS, help="[benchmarks/results]")
+def main(check: bool, root: Path, results: Path) -> None:
+    stale = []
+    for path, text in generated(root, Results(results)).items():
+        if not path.is_file() or path.read_text("utf-8") != text:
+            stale.append(str(path.relative_to(root)))
+            if not check:
+                path.write_text(text, "utf-8")
+    if check and stale:
+        raise click.ClickException(f"{', '.join(stale)} differ from the results: run python benchmarks/report.py")
+    print(f"{'wrote' if stale else 'unchanged'} {' '.join(stale)}".rstrip())
+
+
+if __name__ == "__main__":
+    main()
