@@ -61,10 +61,10 @@ class Refusal(Exception):
 class CPipeline:
     """What a binding in another language is: a handle, an options struct, and callbacks."""
 
-    def __init__(self, library: ctypes.CDLL, folder: Path, threads: int = 1, device: str = "cpu", flags: int = 0) -> None:
+    def __init__(self, library: ctypes.CDLL, folder: Path, threads: int = 1, flags: int = 0) -> None:
         self._library = library
         self._handle = ctypes.c_void_p(library.ezaudio_create())
-        self._check(library.ezaudio_open(self._handle, os.fsencode(folder), threads, device.encode(), flags))
+        self._check(library.ezaudio_open(self._handle, os.fsencode(folder), threads, b"cpu", flags))
 
     def close(self) -> None:
         self._library.ezaudio_destroy(self._handle)

@@ -120,7 +120,7 @@ TEST_CASE("everything in a manifest is read (valgrind)") {
     CHECK(manifest.files.at("vae.weights").size == 20);
     CHECK(std::get<Axis>(manifest.graphs.at("decoder").inputs.at(0).shape.at(2)).min == 0);
     REQUIRE(manifest.presets.size() == 2);
-    const ezaudio::Preset &fast = manifest.presets[0], &best = manifest.presets[1];
+    const ezaudio::Preset &best = manifest.presets[0], &fast = manifest.presets[1];  // `sealed` sorts them
     CHECK(fast.name == "fast");
     CHECK(fast.solver == "dpmpp_2m");
     CHECK(fast.num_steps == 10);

@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <thread>
@@ -130,6 +131,20 @@ TEST_CASE("steps without guidance and steps that reuse the inner blocks run, in 
         CHECK(made({0.0, 0.5}, {1, 4}, negative) != guided);
         CHECK(made({0.0, 1.0}, {}, negative) == guided);
     }
+}
+
+TEST_CASE("an output that nobody reads is not asked for") {
+    const auto manifest = ezaudio::detail::read_manifest(test_bundle(), false, nullptr);
+    ezaudio::detail::Sessions sessions(test_bundle(), manifest, 1, "cpu");
+    const std::vector<std::int64_t> timesteps{999, 499};
+    const Ort::Value input = ezaudio::detail::view(timesteps.data(), timesteps.size(), {2});
+    const auto both = sessions.run("modulation", {{"timesteps", &input}});
+    const auto one = sessions.run("modulation", {{"timesteps", &input}}, "block_modulation");
+    REQUIRE(one.size() == 2);
+    CHECK(one[0] == nullptr);
+    const std::size_t count = both[1].GetTensorTypeAndShapeInfo().GetElementCount();
+    CHECK(std::equal(one[1].GetTensorData<float>(), one[1].GetTensorData<float>() + count,
+                     both[1].GetTensorData<float>()));
 }
 
 TEST_CASE("closing the graphs between stages changes no sample (valgrind)") {
