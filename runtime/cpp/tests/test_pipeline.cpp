@@ -161,7 +161,8 @@ TEST_CASE("closing the graphs between stages changes no sample (valgrind)") {
     GenerateOptions editing = short_options();
     editing.duration_s.reset();
     const std::vector<float> clip = tone(6000);
-    CHECK(small.edit(clip, "rain", {0.1, 0.2}, editing).samples == pipeline.edit(clip, "rain", {0.1, 0.2}, editing).samples);
+    const ezaudio::Region region{0.1, 0.2};
+    CHECK(small.edit(clip, "rain", region, editing).samples == pipeline.edit(clip, "rain", region, editing).samples);
 }
 
 TEST_CASE("chunks are heard in order and equal the whole decode to rounding") {

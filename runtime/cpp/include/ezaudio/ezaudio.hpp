@@ -65,8 +65,8 @@ struct PipelineOptions {
     std::function<void(std::uint64_t count, std::uint64_t total)> on_verify;  // bytes compared since the last call
     std::shared_ptr<const Tokenizer> tokenizer;  // null: the bundle's own
 
-    /// Close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest alone sets the
-    /// memory; each clip opens them again.
+    /// Close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest alone sets
+    /// the memory; each clip opens them again.
     bool low_memory = false;
 };
 
@@ -76,7 +76,7 @@ struct GenerateOptions {
     std::optional<double> duration_s, guidance_scale, guidance_rescale, eta;
     std::optional<int> num_steps;
     std::optional<std::uint64_t> seed;  // none: a random one. Python's negative seeds are these modulo 2⁶⁴
-    std::optional<std::pair<double, double>> guidance_interval;  // lowest and highest noise level that is guided, 0 to 1
+    std::optional<std::pair<double, double>> guidance_interval;  // lowest and highest noise level that is guided
     std::optional<std::vector<int>> reuse;  // steps, from 0, that take what the inner blocks made last
     std::string negative_prompt;
     std::string solver;  // "ddim", "dpmpp_2m", "dpmpp_2m_sde"; empty: the preset's, or else the bundle's
@@ -333,9 +333,6 @@ private:
         Ort::Value latents = detail::view(start), clean = detail::view(nothing);
         const Ort::Value noise_input = detail::view(drawn);
         std::optional<Ort::Value> inner;  // what the inner blocks made last, where the next step reuses it
-        const auto is_reuse = [&](int step) {
-            return std::binary_search(settings.reuse.begin(), settings.reuse.end(), step);
-        };
         for (int index = 0; index < settings.num_steps; ++index) {
             const auto row = static_cast<std::size_t>(index);
             const std::int64_t branches = denoiser.num_branches(row);
@@ -354,8 +351,8 @@ private:
                 residuals = control->take(row, outputs, "residuals", {in_blocks, branches, frames, width});
                 inputs["residuals"] = &*residuals;
             }
-            if (is_reuse(index)) inputs["inner"] = &*inner;
-            const bool is_kept = !is_reuse(index) && is_reuse(index + 1);
+            if (settings.reuses(index)) inputs["inner"] = &*inner;
+            const bool is_kept = !settings.reuses(index) && settings.reuses(index + 1);
             auto outputs = denoiser.run(row, std::move(inputs), is_kept ? "" : "inner");
             latents = denoiser.take(row, outputs, "next_latents", shape);
             clean = denoiser.take(row, outputs, "clean", shape);
@@ -420,8 +417,8 @@ private:
         Audio audio{std::move(samples), sample_rate(), settings, {}, model(), precision(), bundle_id()};
         for (const std::string& text : {settings.prompt, settings.negative_prompt}) {
             const std::string warning = state_->conditioning.warning(text);
-            const bool is_known = std::find(audio.warnings.begin(), audio.warnings.end(), warning) != audio.warnings.end();
-            if (!warning.empty() && !is_known) audio.warnings.push_back(warning);
+            const bool is_told = !audio.warnings.empty() && audio.warnings.front() == warning;
+            if (!warning.empty() && !is_told) audio.warnings.push_back(warning);
         }
         return audio;
     }

@@ -44,7 +44,7 @@ inline Fidelity read_fidelity(const Json& json) {
             json.at("evaluations").number()};
 }
 
-/// Inverse of Preset.to_dict in Python. Its values are checked at use, as if the caller had given them. Raises JsonError.
+/// Inverse of Preset.to_dict in Python. Values are checked at use, as if the caller had given them. Raises JsonError.
 inline Preset read_preset(const std::string& name, const Json& json) {
     Preset preset;
     preset.name = name;

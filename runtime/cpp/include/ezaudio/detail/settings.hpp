@@ -38,6 +38,8 @@ struct Settings {
     std::optional<double> control_scale;
     std::pair<double, double> guidance_interval{0.0, 1.0};  // lowest and highest noise level that is guided
     std::vector<int> reuse;  // steps, from 0, that take what the inner blocks made last in place of running them
+
+    bool reuses(int step) const { return std::binary_search(reuse.begin(), reuse.end(), step); }
 };
 
 }  // namespace ezaudio
@@ -104,7 +106,7 @@ inline void check_reuse(const Settings& settings, const std::vector<bool>& guide
     }
     std::size_t whole = 0;
     for (std::size_t step = 0; step < guided.size(); ++step) {
-        if (!std::binary_search(reuse.begin(), reuse.end(), static_cast<int>(step))) {
+        if (!settings.reuses(static_cast<int>(step))) {
             whole = step;
         } else if (guided[step] && !guided[whole]) {
             const std::string number = std::to_string(step);

@@ -17,32 +17,32 @@
 
 namespace ezaudio::detail {
 
-/// What cross-attention reads in a step: keys and values of the rows that attend to a prompt, the constant of those whose
-/// prompt is one token.
+/// What cross-attention reads in a step: keys and values of the rows that attend to a prompt, the constant of those
+/// whose prompt is one token.
 class CrossInputs {
 public:
     CrossInputs(Conditioning& conditioning, const Settings& settings, bool is_guided, const std::string& prefix)
         : branches_(is_guided ? 2 : 1) {
-        std::vector<PromptState> prompts{conditioning.prompt(settings.prompt, prefix)};
-        const Shape& constants = prompts.front().constant.shape;  // (N, 1, D)
+        std::vector<const PromptState*> prompts{&conditioning.prompt(settings.prompt, prefix)};  // it keeps the last ones
+        const Shape& constants = prompts.front()->constant.shape;  // (N, 1, D)
         constant_.shape = {constants[0], 0, constants[2]};
         if (is_guided) {
             const PromptState& negative = conditioning.prompt(settings.negative_prompt, prefix);
             if (negative.num_tokens() == 1) {  // attention over one token is a constant
                 constant_ = negative.constant;
             } else {
-                prompts.push_back(negative);
+                prompts.push_back(&negative);
             }
         }
         std::int64_t tokens = 0;
-        for (const PromptState& prompt : prompts) tokens = std::max(tokens, prompt.num_tokens());
+        for (const PromptState* prompt : prompts) tokens = std::max(tokens, prompt->num_tokens());
         keys_ = stacked(prompts, &PromptState::keys, tokens);
         values_ = stacked(prompts, &PromptState::values, tokens);
         const std::size_t count = prompts.size() * static_cast<std::size_t>(tokens);
         mask_ = std::make_unique<bool[]>(count);
         for (std::size_t i = 0; i < count; ++i) {
             const std::size_t row = i / static_cast<std::size_t>(tokens), token = i % static_cast<std::size_t>(tokens);
-            mask_[i] = static_cast<std::int64_t>(token) < prompts[row].num_tokens();
+            mask_[i] = static_cast<std::int64_t>(token) < prompts[row]->num_tokens();
         }
         views_.emplace("cross_keys", view(keys_));
         views_.emplace("cross_values", view(values_));
@@ -59,13 +59,14 @@ public:
 
 private:
     /// Keys or values of one or two prompts, (N, prompts, H, S, E), padded with zeros to the longer.
-    static Tensor stacked(const std::vector<PromptState>& prompts, Tensor PromptState::*part, std::int64_t tokens) {
-        const Shape& one = (prompts.front().*part).shape;  // (N, 1, H, S, E)
+    static Tensor stacked(const std::vector<const PromptState*>& prompts, Tensor PromptState::*part,
+                          std::int64_t tokens) {
+        const Shape& one = (prompts.front()->*part).shape;  // (N, 1, H, S, E)
         Tensor all = zeros({one[0], static_cast<std::int64_t>(prompts.size()), one[2], tokens, one[4]});
         auto target = all.data.begin();
         for (std::int64_t block = 0; block < one[0]; ++block) {
-            for (const PromptState& prompt : prompts) {
-                const Tensor& source = prompt.*part;
+            for (const PromptState* prompt : prompts) {
+                const Tensor& source = prompt->*part;
                 const std::int64_t own = source.shape[3] * one[4];  // values of a head
                 for (std::int64_t head = 0; head < one[2]; ++head) {
                     std::copy_n(source.data.begin() + (block * one[2] + head) * own, own, target);
@@ -93,8 +94,8 @@ public:
         for (std::size_t step = 0; step < guided.size(); ++step) {
             const bool is_guided = guided[step] && settings.guidance_scale != 1.0;
             const auto& cross = cross_.try_emplace(is_guided, conditioning, settings, is_guided, prefix).first->second;
-            const bool is_reuse = std::binary_search(settings.reuse.begin(), settings.reuse.end(), static_cast<int>(step));
-            evaluations_.push_back({is_reuse ? name + "_shallow" : name, &cross});
+            const bool is_shallow = settings.reuses(static_cast<int>(step));
+            evaluations_.push_back({is_shallow ? name + "_shallow" : name, &cross});
         }
     }
 
@@ -162,9 +163,9 @@ private:
     Sessions* sessions_;
     std::string prefix_;
     const Modulation& modulation_;  // the conditioning keeps those of the last plan
-    std::map<bool, CrossInputs> cross_;  // by whether a step is guided
+    std::map<bool, CrossInputs> cross_;    // by whether a step is guided
     std::vector<Evaluation> evaluations_;  // one a step
-    std::deque<Tensor> tensors_;    // what the views in constants_ look at: a deque does not move its elements
+    std::deque<Tensor> tensors_;           // what the views in constants_ look at: a deque does not move its elements
     std::map<std::string, Ort::Value> constants_;
 };
 
