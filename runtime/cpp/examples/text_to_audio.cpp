@@ -1,4 +1,5 @@
-// text_to_audio BUNDLE PROMPT FILE.wav [--seed N] [--duration S] [--steps N] [--edit CLIP.wav START_S END_S]
+// text_to_audio BUNDLE PROMPT FILE.wav [--preset NAME] [--seed N] [--duration S] [--steps N]
+//               [--edit CLIP.wav START_S END_S]
 //
 // Makes a sound from a prompt, or a part of a clip anew, and writes a WAV file.
 #include <cstdint>
@@ -12,8 +13,9 @@
 namespace {
 
 constexpr const char* usage =
-    "usage: text_to_audio BUNDLE PROMPT FILE.wav [--seed N] [--duration S] [--steps N] [--edit CLIP.wav START_S END_S]\n"
-    "example: text_to_audio nano \"dog barking\" dog.wav --seed 7\n";
+    "usage: text_to_audio BUNDLE PROMPT FILE.wav [--preset NAME] [--seed N] [--duration S] [--steps N]\n"
+    "                     [--edit CLIP.wav START_S END_S]\n"
+    "example: text_to_audio nano \"dog barking\" dog.wav --preset fast --seed 7\n";
 
 struct Arguments {
     std::vector<std::string> names;  // bundle, prompt, file
@@ -36,7 +38,8 @@ Arguments parse(const std::vector<std::string>& words) {
     };
     for (; index < words.size(); ++index) {
         const std::string word = words[index];
-        if (word == "--seed") arguments.options.seed = read(std::uint64_t{});
+        if (word == "--preset") arguments.options.preset = next();
+        else if (word == "--seed") arguments.options.seed = read(std::uint64_t{});
         else if (word == "--duration") arguments.options.duration_s = read(double{});
         else if (word == "--steps") arguments.options.num_steps = read(int{});
         else if (word == "--edit") {

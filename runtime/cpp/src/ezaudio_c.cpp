@@ -95,6 +95,11 @@ ezaudio::GenerateOptions to_cpp(const ezaudio_options& options) {
     cpp.guidance_scale = given(options.guidance_scale);
     cpp.guidance_rescale = given(options.guidance_rescale);
     cpp.eta = given(options.eta);
+    if (!std::isnan(options.guidance_low) || !std::isnan(options.guidance_high)) {
+        cpp.guidance_interval = {options.guidance_low, options.guidance_high};
+    }
+    if (options.reuse != nullptr) cpp.reuse = std::vector<int>(options.reuse, options.reuse + options.reuse_count);
+    if (options.preset != nullptr) cpp.preset = options.preset;
     if (options.num_steps != 0) cpp.num_steps = options.num_steps;
     if (options.has_seed != 0) cpp.seed = options.seed;
     if (options.negative_prompt != nullptr) cpp.negative_prompt = options.negative_prompt;
@@ -129,12 +134,17 @@ const char* ezaudio_error(const ezaudio_pipeline* pipeline) {
 }
 
 ezaudio_status ezaudio_open(ezaudio_pipeline* pipeline, const char* folder, int32_t threads, const char* device,
-                            int32_t verify) {
+                            int32_t flags) {
     return guarded(pipeline, [&] {
+        if ((flags & ~(EZAUDIO_VERIFY | EZAUDIO_LOW_MEMORY)) != 0) {
+            throw ezaudio::InputError("flags are " + std::to_string(flags) +
+                                      ": expected 0 or a sum of EZAUDIO_VERIFY, EZAUDIO_LOW_MEMORY");
+        }
         ezaudio::PipelineOptions options;
         options.threads = threads;
         options.device = required(device, "device");
-        options.verify = verify != 0;
+        options.verify = (flags & EZAUDIO_VERIFY) != 0;
+        options.low_memory = (flags & EZAUDIO_LOW_MEMORY) != 0;
         pipeline->pipeline.reset();
         pipeline->pipeline.emplace(ezaudio::detail::path_of(required(folder, "folder")), options);
     });
@@ -150,6 +160,7 @@ void ezaudio_options_init(ezaudio_options* options) {
     *options = ezaudio_options{};
     options->size = sizeof *options;
     options->duration_s = options->guidance_scale = options->guidance_rescale = options->eta = unset;
+    options->guidance_low = options->guidance_high = unset;
     options->control_scale = 1.0;
     options->context_s = ezaudio::Region{}.context_s;
 }

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 OK, INPUT_ERROR, BUNDLE_ERROR, CANCELLED, FAILURE = range(5)
+LOW_MEMORY = 2
 
 STEP = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t)
 AUDIO = ctypes.CFUNCTYPE(ctypes.c_int32, ctypes.c_void_p, ctypes.POINTER(ctypes.c_float), ctypes.c_size_t)
@@ -41,6 +42,11 @@ class Options(ctypes.Structure):
         ("on_step", STEP),
         ("on_audio", AUDIO),
         ("user", ctypes.c_void_p),
+        ("preset", ctypes.c_char_p),
+        ("guidance_low", ctypes.c_double),
+        ("guidance_high", ctypes.c_double),
+        ("reuse", ctypes.POINTER(ctypes.c_int32)),
+        ("reuse_count", ctypes.c_size_t),
     )
 
 
@@ -55,10 +61,10 @@ class Refusal(Exception):
 class CPipeline:
     """What a binding in another language is: a handle, an options struct, and callbacks."""
 
-    def __init__(self, library: ctypes.CDLL, folder: Path, threads: int = 1, device: str = "cpu") -> None:
+    def __init__(self, library: ctypes.CDLL, folder: Path, threads: int = 1, flags: int = 0) -> None:
         self._library = library
         self._handle = ctypes.c_void_p(library.ezaudio_create())
-        self._check(library.ezaudio_open(self._handle, os.fsencode(folder), threads, device.encode(), 0))
+        self._check(library.ezaudio_open(self._handle, os.fsencode(folder), threads, b"cpu", flags))
 
     def close(self) -> None:
         self._library.ezaudio_destroy(self._handle)
@@ -79,6 +85,10 @@ class CPipeline:
                 keep.append(array)
                 setattr(options, name, array.ctypes.data_as(ctypes.POINTER(ctypes.c_float)))
                 setattr(options, name.replace("audio", "count"), array.size)
+            elif name == "guidance_interval":
+                options.guidance_low, options.guidance_high = value
+            elif name == "reuse":
+                options.reuse, options.reuse_count = (ctypes.c_int32 * len(value))(*value), len(value)
             elif name == "on_step":
                 options.on_step = STEP(lambda _user, index, count: int(given["on_step"](index, count)))
             elif name == "on_audio":

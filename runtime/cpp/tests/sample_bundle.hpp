@@ -18,7 +18,7 @@ using ezaudio::detail::Json;
 /// A manifest like the exporter's, of files that `write_sample_files` makes. Not sealed.
 inline Json sample_manifest() {
     std::string text = R"({
- "format": "ezaudio-bundle", "format_version": 1, "model": "debug", "precision": "fp32", "origin": "é",
+ "format": "ezaudio-bundle", "format_version": 2, "model": "debug", "precision": "fp32", "origin": "é",
  "licence": "MIT",
  "config": {
   "name": "debug",
@@ -35,10 +35,14 @@ inline Json sample_manifest() {
   "max_duration_s": 30.0},
  "graphs": {"decoder": {"file": "decoder.onnx",
   "inputs": [{"name": "latents", "dtype": "float32",
-   "shape": [1, 8, {"axis": "frames", "times": 1, "min": 1, "opt": 250, "max": 750}]}],
+   "shape": [1, 8, {"axis": "frames", "times": 1, "min": 0, "opt": 250, "max": 750}]}],
   "outputs": [{"name": "audio", "dtype": "float32",
    "shape": [1, {"axis": "frames", "times": 480, "min": 1, "opt": 250, "max": 750}]}]}},
  "checks": [{"graph": "decoder", "output": "audio", "relative_error": 7.1e-07, "tolerance": 0.005}],
+ "presets": {"fast": {"solver": "dpmpp_2m", "num_steps": 10, "eta": 0.0, "guidance_interval": [0.3, 1.0],
+   "reuse": [4, 6, 8], "fidelity": {"reference_steps": 200, "num_clips": 16, "latent_error": 0.25,
+    "log_mel_distance_db": 1.5, "evaluations": 15.5}},
+  "best": {"solver": "ddim", "num_steps": 30, "eta": 1, "guidance_interval": [0, 1], "reuse": []}},
  "files": {)";
     for (const std::string name : {"decoder.onnx", "spiece.model", "vae.weights"}) {
         const std::string digest = ezaudio::detail::sha256_hex("bytes of " + name);

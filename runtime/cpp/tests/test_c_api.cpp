@@ -72,6 +72,45 @@ TEST_CASE("the C library makes the samples of the C++ library (valgrind)") {
     ezaudio_free(audio);
 }
 
+TEST_CASE("the C library takes presets, guidance intervals and reuse, and closes graphs") {
+    ezaudio_pipeline* pipeline = ezaudio_create();
+    const std::string folder = test_bundle().string();
+    CHECK(ezaudio_open(pipeline, folder.c_str(), 1, "cpu", 4) == EZAUDIO_INPUT_ERROR);
+    CHECK(std::string(ezaudio_error(pipeline)) ==
+          "flags are 4: expected 0 or a sum of EZAUDIO_VERIFY, EZAUDIO_LOW_MEMORY");
+    REQUIRE(ezaudio_open(pipeline, folder.c_str(), 1, "cpu", EZAUDIO_VERIFY | EZAUDIO_LOW_MEMORY) == EZAUDIO_OK);
+    ezaudio_options options = short_options();
+    options.preset = "fast";
+    options.num_steps = 0;
+    options.guidance_low = 0.5;
+    options.guidance_high = 0.9;
+    const std::vector<std::int32_t> reuse{3, 4};
+    options.reuse = reuse.data();
+    options.reuse_count = reuse.size();
+    ezaudio_audio* audio = nullptr;
+    REQUIRE(ezaudio_generate(pipeline, "rain", &options, &audio) == EZAUDIO_OK);
+    std::size_t count = 0;
+    const float* samples = ezaudio_samples(audio, &count);
+    ezaudio::GenerateOptions cpp;
+    cpp.preset = "fast";
+    cpp.duration_s = 0.2;
+    cpp.seed = 5;
+    cpp.guidance_interval = {0.5, 0.9};
+    cpp.reuse = reuse;
+    CHECK(std::vector<float>(samples, samples + count) == pipeline_of_one_thread().generate("rain", cpp).samples);
+    ezaudio_free(audio);
+    options.guidance_high = std::nan("");
+    CHECK(ezaudio_generate(pipeline, "rain", &options, &audio) == EZAUDIO_INPUT_ERROR);
+    CHECK(std::string(ezaudio_error(pipeline)) == "a bound of guidance_interval must be from 0 to 1, got nan");
+    options.guidance_low = options.guidance_high;
+    options.reuse_count = 0;  // none, although the preset has some
+    CHECK(ezaudio_generate(pipeline, "rain", &options, &audio) == EZAUDIO_OK);
+    ezaudio_free(audio);
+    options.preset = "quick";
+    CHECK(ezaudio_generate(pipeline, "rain", &options, &audio) == EZAUDIO_INPUT_ERROR);
+    ezaudio_destroy(pipeline);
+}
+
 TEST_CASE("callbacks of the C library are called and can cancel") {
     const Opened pipeline;
     ezaudio_options options = short_options();

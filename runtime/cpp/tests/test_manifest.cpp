@@ -79,6 +79,7 @@ TEST_CASE("manifest of a real bundle") {
     CHECK(manifest.bundle_id == json.at("sha256").string().substr(0, 16));
     CHECK(manifest.model == json.at("model").string());
     CHECK(manifest.graphs.count("denoiser") == 1);
+    CHECK(manifest.presets.size() == json.at("presets").object().keys.size());
 }
 
 TEST_CASE("manifest of a real bundle, files unread (valgrind)") {
@@ -117,6 +118,21 @@ TEST_CASE("everything in a manifest is read (valgrind)") {
     CHECK(frames.times == 480);
     CHECK(frames.max == 750);
     CHECK(manifest.files.at("vae.weights").size == 20);
+    CHECK(std::get<Axis>(manifest.graphs.at("decoder").inputs.at(0).shape.at(2)).min == 0);
+    REQUIRE(manifest.presets.size() == 2);
+    const ezaudio::Preset &best = manifest.presets[0], &fast = manifest.presets[1];  // `sealed` sorts them
+    CHECK(fast.name == "fast");
+    CHECK(fast.solver == "dpmpp_2m");
+    CHECK(fast.num_steps == 10);
+    CHECK(fast.guidance_interval == std::pair(0.3, 1.0));
+    CHECK(fast.reuse == std::vector<int>{4, 6, 8});
+    REQUIRE(fast.fidelity.has_value());
+    CHECK(fast.fidelity->reference_steps == 200);
+    CHECK(fast.fidelity->evaluations == 15.5);
+    CHECK(best.name == "best");
+    CHECK(best.eta == 1);
+    CHECK(best.reuse.empty());
+    CHECK_FALSE(best.fidelity.has_value());
 
     Json short_one = sample_manifest();  // what has a default may be absent, what is unknown is ignored outside config
     for (const int index : {7, 6, 5, 4}) drop(member(short_one, {"config"}), static_cast<std::size_t>(index));
@@ -176,11 +192,12 @@ TEST_CASE("a manifest of another format or with other content (valgrind)") {
     const auto message = [](const std::string& text) {
         return message_of<BundleError>([&] { parse_manifest(text, "m"); });
     };
-    const std::string upgrade = ", this version reads 1: upgrade ezaudio, or export the bundle again";
+    const std::string upgrade = ", this version reads 2: upgrade ezaudio, or export the bundle again";
     for (const auto& [version, what] : std::vector<std::pair<std::string, std::string>>{
-             {"2", "newer format 2"}, {"123456789012345678901234567890", "newer format 123456789012345678901234567890"},
-             {"0", "unknown format 0"}, {"-1", "unknown format -1"}, {"\"1\"", "unknown format '1'"},
-             {"1.0", "unknown format 1.0"}, {"true", "unknown format True"}, {"null", "unknown format None"}}) {
+             {"3", "newer format 3"}, {"10", "newer format 10"}, {"1", "unknown format 1"},
+             {"123456789012345678901234567890", "newer format 123456789012345678901234567890"},
+             {"0", "unknown format 0"}, {"-1", "unknown format -1"}, {"\"2\"", "unknown format '2'"},
+             {"2.0", "unknown format 2.0"}, {"true", "unknown format True"}, {"null", "unknown format None"}}) {
         Json manifest = sample_manifest();
         member(manifest, {"format_version"}) = parse_json(version, 100);
         CHECK(message(sealed(manifest)) == "'m' has the " + what + upgrade);
@@ -226,6 +243,28 @@ TEST_CASE("damage in a manifest is named") {
                    "(expected a whole number from 2 to 1000000000, got 1)");
     check_contains(tensor(R"([{"axis": "a", "min": 1, "opt": 1, "max": 3, "times": 0}])", "bool"),
                    "(expected a whole number from 1 to 1000000000, got 0)");
+    check_contains(tensor(R"([{"axis": "a", "min": 0, "opt": 0, "max": 3, "times": 1}])", "bool"),
+                   "(expected a whole number from 1 to 1000000000, got 0)");
+    check_contains(tensor(R"([{"axis": "a", "min": -1, "opt": 1, "max": 3, "times": 1}])", "bool"),
+                   "(expected a whole number from 0 to 1000000000, got -1)");
+    const auto preset = [](const std::string& name, const std::string& value) {
+        return damage({"presets", "fast", name}, value);
+    };
+    CHECK(damage({"presets"}, "[]") == "expected an object, got []");
+    CHECK(damage({"presets", "fast"}, "5") == "expected an object, got 5");
+    CHECK(damage({"presets", "fast"}, "{}") == "it lacks 'solver'");
+    CHECK(preset("solver", "5") == "expected a string, got 5");
+    CHECK(preset("num_steps", "10.5") == "expected a whole number, got 10.5");
+    CHECK(preset("num_steps", "-1") == "expected a whole number from 0 to 1000000000, got -1");
+    CHECK(preset("eta", "null") == "expected a number, got None");
+    CHECK(preset("guidance_interval", "[0.5]") == "expected two noise levels, got [0.5]");
+    CHECK(preset("guidance_interval", "[0.5, null]") == "expected a number, got None");
+    CHECK(preset("reuse", "5") == "expected an array, got 5");
+    CHECK(preset("reuse", "[true]") == "expected a whole number, got True");
+    CHECK(preset("fidelity", "{}") == "a fidelity has unknown fields: {}");
+    CHECK(damage({"presets", "fast", "fidelity", "num_clips"}, "1.5") == "expected a whole number, got 1.5");
+    CHECK(damage([](Json& manifest) { put(member(manifest, {"presets", "fast", "fidelity"}), "more", Json{nullptr}); })
+              .substr(0, 30) == "a fidelity has unknown fields:");
     CHECK(damage({"licence"}, "5") == "expected a string, got 5");
     CHECK(damage({"packages", "numpy"}, "5") == "expected a string, got 5");
     CHECK(damage({"checks"}, "[1]") == "expected an object, got 1");

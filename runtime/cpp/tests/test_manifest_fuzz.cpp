@@ -6,6 +6,7 @@
 #include <vector>
 
 #include <ezaudio/detail/manifest.hpp>
+#include <ezaudio/detail/presets.hpp>
 
 #include "helpers.hpp"
 #include "sample_bundle.hpp"
@@ -27,6 +28,10 @@ void check_invariants(const Manifest& manifest) {
     CHECK(config.diffusion.num_train_steps >= 2);
     CHECK(config.max_duration_s * config.vae.sample_rate <= 1e12);
     CHECK(manifest.bundle_id.size() == 16);
+    for (const ezaudio::Preset& preset : manifest.presets) {
+        CHECK(preset.num_steps >= 0);
+        for (const int step : preset.reuse) CHECK(step >= 0);
+    }
     for (const auto& [name, graph] : manifest.graphs) CHECK(manifest.files.count(graph.file) == 1);
 }
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from binding import BUNDLE_ERROR, CANCELLED, INPUT_ERROR, CPipeline, Options, Refusal
+from binding import BUNDLE_ERROR, CANCELLED, INPUT_ERROR, LOW_MEMORY, CPipeline, Options, Refusal
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 
 from ezaudio import __version__
@@ -43,12 +43,22 @@ PROMPTS = [
     "UPPER lower",
     "\\backslash/ and slash",
 ]
+PRESETS = ("fast", "balanced", "best")
 # Steps, guidance, negative prompt, eta where the solver takes one, noise.
-PRESETS = {
+WAYS = {
     "quick": {"num_steps": 2, "guidance_scale": 1.0},
     "usual": {"num_steps": 4, "guidance_scale": 3.0, "guidance_rescale": 0.5},
     "negative": {"num_steps": 3, "guidance_scale": 5.0, "guidance_rescale": 0.75, "negative_prompt": "music and hum"},
     "philox": {"num_steps": 3, "guidance_scale": 2.5, "noise": "philox"},
+    "interval": {"num_steps": 4, "guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)},
+}
+REUSING = {
+    "guided": {"reuse": [1, 3]},
+    "negative": {"reuse": [1, 2, 4], "negative_prompt": "music and hum"},
+    "unguided": {"reuse": [2, 4], "guidance_scale": 1.0},
+    "guided, then not": {"reuse": [2, 3, 4], "guidance_interval": (0.5, 1.0)},
+    "guided, then not, negative": {"reuse": [3], "guidance_interval": (0.5, 1.0), "negative_prompt": "music and hum"},
+    "not, then guided": {"reuse": [1, 4], "guidance_interval": (0.0, 0.7)},
 }
 
 
@@ -71,16 +81,49 @@ def written_by_python(path: Path, model: TextToAudio, generation, bit_depth: int
     return path.read_bytes()
 
 
-@pytest.mark.parametrize("preset", PRESETS)
+@pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, solver: str, preset: str, tmp_path: Path) -> None:
+def test_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, solver: str, way: str, tmp_path: Path) -> None:
     for index, prompt in enumerate(PROMPTS):
-        given = {"duration_s": 0.2 + 0.05 * index, "seed": 2**40 * index + 7, "solver": solver, **PRESETS[preset]}
+        given = {"duration_s": 0.2 + 0.05 * index, "seed": 2**40 * index + 7, "solver": solver, **WAYS[way]}
         if SOLVERS[solver].stochastic:
             given["eta"] = (0.0, 0.3, 1.0)[index % 3]
         cpp.generate(prompt, tmp_path / "cpp.wav", **given)
         expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, **given))
         assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
+
+
+@pytest.mark.parametrize("given", [{}, {"num_steps": 7, "guidance_scale": 2.0, "negative_prompt": "hum"}], ids=str)
+@pytest.mark.parametrize("preset", PRESETS)
+def test_files_of_presets_are_the_same_bytes(
+    cpp: CPipeline, model: TextToAudio, preset: str, given: dict, tmp_path: Path
+) -> None:
+    for index, prompt in enumerate(PROMPTS[:6]):
+        settings = {"preset": preset, "duration_s": 0.3 + 0.1 * index, "seed": index, **given}
+        cpp.generate(prompt, tmp_path / "cpp.wav", **settings)
+        generation = model.generate(prompt, **settings)
+        assert (tmp_path / "cpp.wav").read_bytes() == written_by_python(tmp_path / "python.wav", model, generation)
+        assert generation.settings[0].solver == model.presets[preset].solver
+
+
+@pytest.mark.parametrize("low_memory", [False, True])
+@pytest.mark.parametrize("way", REUSING)
+def test_files_of_reused_blocks_are_the_same_bytes(
+    library, bundle: Path, way: str, low_memory: bool, tmp_path: Path
+) -> None:
+    """Whether the graphs are closed between stages, too; then one prompt, since opening them takes most of the time."""
+    pipeline = CPipeline(library, bundle, flags=LOW_MEMORY if low_memory else 0)
+    model = TextToAudio(bundle, threads=1, low_memory=low_memory)
+    for index, prompt in enumerate(PROMPTS[: 1 if low_memory else 6]):
+        given = {"duration_s": 0.3 + 0.1 * index, "seed": index, "num_steps": 5, **REUSING[way]}
+        pipeline.generate(prompt, tmp_path / "cpp.wav", **given)
+        expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, **given))
+        assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
+    region = {"start_s": 0.2, "end_s": 0.7, "context_s": 0.2, "seed": 1, "num_steps": 5, **REUSING[way]}
+    pipeline.generate("rain", tmp_path / "cpp.wav", edit_audio=tone(1.0), **region)
+    generation = model.edit(tone(1.0), "rain", **region)
+    assert (tmp_path / "cpp.wav").read_bytes() == written_by_python(tmp_path / "python.wav", model, generation)
+    pipeline.close()
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
@@ -98,11 +141,11 @@ def test_edited_files_are_the_same_bytes(
         assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
 
 
-@pytest.mark.parametrize("preset", PRESETS)
-def test_controlled_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, preset: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("way", [*WAYS, "preset"])
+def test_controlled_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, way: str, tmp_path: Path) -> None:
     for index, prompt in enumerate(PROMPTS):
         control = {"control_audio": tone(0.1 + 0.1 * index), "control_scale": 0.25 * index}
-        given = {"duration_s": 0.5, "seed": index, **control, **PRESETS[preset]}
+        given = {"duration_s": 0.5, "seed": index, **control, **WAYS.get(way, {"preset": "fast"})}
         cpp.generate(prompt, tmp_path / "cpp.wav", **given)
         expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, **given))
         assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
@@ -119,12 +162,17 @@ def test_streamed_samples_are_the_same(cpp: CPipeline, model: TextToAudio) -> No
 
 
 def test_the_packaged_model_makes_the_same_file(library, tmp_path: Path) -> None:
-    """Real weights in half precision, at the bundle's own settings and with every core."""
+    """Real weights in half precision, at the bundle's own settings and its presets, and with every core."""
     pipeline, model = CPipeline(library, PACKAGED, threads=0), TextToAudio()
     for seed, prompt in enumerate(["dog barking", "a siren"]):
         pipeline.generate(prompt, tmp_path / "cpp.wav", seed=seed, duration_s=2.0)
         expected = written_by_python(tmp_path / "python.wav", model, model.generate(prompt, seed=seed, duration_s=2.0))
         assert (tmp_path / "cpp.wav").read_bytes() == expected
+    for preset in PRESETS:
+        given = {"preset": preset, "seed": 1, "duration_s": 2.0}
+        pipeline.generate("dog barking", tmp_path / "cpp.wav", **given)
+        expected = written_by_python(tmp_path / "python.wav", model, model.generate("dog barking", **given))
+        assert (tmp_path / "cpp.wav").read_bytes() == expected, preset
     pipeline.close()
 
 
@@ -137,12 +185,21 @@ def test_the_example_makes_the_file_of_the_command(build: Path, tmp_path: Path) 
     assert (tmp_path / "cpp.wav").read_bytes() == (tmp_path / "python.wav").read_bytes()
 
 
+def test_the_example_takes_a_preset(build: Path, tmp_path: Path) -> None:
+    command = [str(build / "text_to_audio"), str(PACKAGED), "dog barking", str(tmp_path / "cpp.wav")]
+    subprocess.run([*command, "--preset", "fast", "--seed", "7", "--duration", "1"], check=True, capture_output=True)
+    model = TextToAudio()
+    generation = model.generate("dog barking", preset="fast", seed=7, duration_s=1.0)
+    assert (tmp_path / "cpp.wav").read_bytes() == written_by_python(tmp_path / "python.wav", model, generation)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (["nowhere", "rain", "x.wav"], "Error: no bundle at 'nowhere': there is no such folder"),
         ([PACKAGED, "rain", "x.wav", "--seed", "x"], "Error: 'x' is no such number"),
         ([PACKAGED, "rain", "x.wav", "--steps"], "Error: --steps needs a value"),
+        ([PACKAGED, "rain", "x.wav", "--preset", "x"], "Error: unknown preset 'x': expected one of fast, balanced,"),
         ([PACKAGED, "rain", "no/x.wav", "--steps", "1", "--duration", "0.1"], "Error: 'no/x.wav' cannot be written"),
         ([PACKAGED, "rain", "x.wav", "--edit", "none.wav", "0", "1"], "Error: 'none.wav' cannot be read"),
         ([PACKAGED, "rain"], "usage: text_to_audio BUNDLE PROMPT FILE.wav"),
@@ -265,6 +322,19 @@ def test_noise_is_the_same(build: Path, name: str, kind: type, seed: int) -> Non
         ("rain", {"solver": "euler"}),
         ("rain", {"solver": "dpmpp_2m", "eta": 1.0}),
         ("rain", {"noise": "white"}),
+        ("rain", {"preset": "quick"}),
+        ("rain", {"preset": "fast", "solver": "euler"}),
+        ("rain", {"preset": "best", "eta": 0.5}),
+        ("rain", {"guidance_interval": (-0.25, 1.0)}),
+        ("rain", {"guidance_interval": (0.0, 1e300)}),
+        ("rain", {"guidance_interval": (0.7, 0.6)}),
+        ("rain", {"num_steps": 4, "reuse": [0]}),
+        ("rain", {"num_steps": 4, "reuse": [1, 4]}),
+        ("rain", {"num_steps": 4, "reuse": [2, 1]}),
+        ("rain", {"num_steps": 4, "reuse": [1, 1]}),
+        ("rain", {"num_steps": 4, "reuse": [2], "guidance_interval": (0.0, 0.5)}),
+        ("rain", {"num_steps": 4, "reuse": [2], "control_audio": tone(0.1)}),
+        (" ", {"guidance_interval": (0.7, 0.6), "num_steps": 0, "reuse": [0]}),
         ("rain", {"duration_s": 0.01, "control_audio": tone(0.1)}),
         ("rain", {"control_audio": tone(0.1), "control_scale": -1.0}),
         ("x" * 10_001, {}),
@@ -337,7 +407,7 @@ def test_the_struct_is_the_headers(library) -> None:
     options = Options()
     library.ezaudio_options_init(ctypes.byref(options))
     assert options.size == ctypes.sizeof(Options)
-    assert np.isnan(options.duration_s)
+    assert np.isnan([options.duration_s, options.guidance_low, options.guidance_high]).all()
     assert (options.control_scale, options.context_s) == (1.0, 2.0)
 
 
@@ -353,6 +423,7 @@ def test_memory_is_constant_over_two_hundred_generations(cpp: CPipeline) -> None
         common = {"num_steps": 2, "seed": number}
         cpp.generate(f"sound {number % 40}", duration_s=0.5, **common)
         cpp.generate(f"sound {number % 40}", duration_s=0.5, control_audio=clip, **common)
+        cpp.generate(f"sound {number % 40}", duration_s=0.5, **common, reuse=[1])
         cpp.generate("edit", edit_audio=clip, start_s=0.1, end_s=0.4, **common)
 
     for number in range(60):

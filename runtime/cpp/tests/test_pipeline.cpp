@@ -5,6 +5,7 @@
 #include <atomic>
 #include <cmath>
 #include <cstddef>
+#include <cstdint>
 #include <limits>
 #include <string>
 #include <thread>
@@ -80,6 +81,88 @@ TEST_CASE("every way of guiding, every solver and both noises run") {
             }
         }
     }
+}
+
+TEST_CASE("a preset is a plan that single settings change, and reuse belongs to its plan") {
+    const Pipeline pipeline(test_bundle());
+    GenerateOptions options;
+    options.preset = "fast";
+    REQUIRE(pipeline.presets().size() == 4);
+    const ezaudio::Preset& fast = pipeline.presets()[0];
+    REQUIRE(!fast.reuse.empty());
+    const auto usual = pipeline.settings("rain", options);
+    CHECK(usual.solver == fast.solver);
+    CHECK(usual.num_steps == fast.num_steps);
+    CHECK(usual.eta == fast.eta);
+    CHECK(usual.guidance_interval == fast.guidance_interval);
+    CHECK(usual.reuse == fast.reuse);
+    const auto reuse_after = [&](auto change) {
+        GenerateOptions changed = options;
+        change(changed);
+        return pipeline.settings("rain", changed).reuse;
+    };
+    CHECK(reuse_after([](auto& o) { o.num_steps = 12; }).empty());
+    CHECK(reuse_after([](auto& o) { o.solver = "ddim"; }).empty());
+    CHECK(reuse_after([](auto& o) { o.control_audio = {0.5F}; }).empty());
+    CHECK(reuse_after([](auto& o) { o.reuse = std::vector<int>{}; }).empty());
+    CHECK(reuse_after([](auto& o) { o.reuse = {3}; }) == std::vector<int>{3});
+    CHECK(reuse_after([&](auto& o) { o.num_steps = fast.num_steps; }) == fast.reuse);
+    options.solver = "ddim";
+    CHECK(pipeline.settings("rain", options).eta == 1.0);
+    CHECK(pipeline.settings("rain", options).guidance_interval == fast.guidance_interval);
+}
+
+TEST_CASE("steps without guidance and steps that reuse the inner blocks run, in every order (valgrind)") {
+    Pipeline pipeline(test_bundle(), opening(1));
+    const auto made = [&](std::pair<double, double> interval, std::vector<int> reuse, const std::string& negative) {
+        GenerateOptions options = short_options();
+        options.num_steps = 5;
+        options.guidance_scale = 3.0;
+        options.guidance_interval = interval;
+        options.reuse = std::move(reuse);
+        options.negative_prompt = negative;
+        return pipeline.generate("rain", options).samples;
+    };
+    for (const std::string negative : {"", "music and a very loud engine"}) {
+        const auto guided = made({0.0, 1.0}, {}, negative);
+        CHECK(made({0.5, 1.0}, {}, negative) != guided);
+        CHECK(made({0.5, 1.0}, {1, 3, 4}, negative) != guided);
+        CHECK(made({0.0, 1.0}, {2}, negative) != guided);
+        CHECK(made({0.0, 0.5}, {1, 4}, negative) != guided);
+        CHECK(made({0.0, 1.0}, {}, negative) == guided);
+    }
+}
+
+TEST_CASE("an output that nobody reads is not asked for") {
+    const auto manifest = ezaudio::detail::read_manifest(test_bundle(), false, nullptr);
+    ezaudio::detail::Sessions sessions(test_bundle(), manifest, 1, "cpu");
+    const std::vector<std::int64_t> timesteps{999, 499};
+    const Ort::Value input = ezaudio::detail::view(timesteps.data(), timesteps.size(), {2});
+    const auto both = sessions.run("modulation", {{"timesteps", &input}});
+    const auto one = sessions.run("modulation", {{"timesteps", &input}}, "block_modulation");
+    REQUIRE(one.size() == 2);
+    CHECK(one[0] == nullptr);
+    const std::size_t count = both[1].GetTensorTypeAndShapeInfo().GetElementCount();
+    CHECK(std::equal(one[1].GetTensorData<float>(), one[1].GetTensorData<float>() + count,
+                     both[1].GetTensorData<float>()));
+}
+
+TEST_CASE("closing the graphs between stages changes no sample (valgrind)") {
+    ezaudio::PipelineOptions saving = opening(1);
+    saving.low_memory = true;
+    Pipeline pipeline(test_bundle(), opening(1)), small(test_bundle(), saving);
+    GenerateOptions options = short_options();
+    options.num_steps = 4;
+    options.reuse = {2};
+    CHECK(small.generate("rain", options).samples == pipeline.generate("rain", options).samples);
+    options.reuse.reset();
+    options.control_audio = tone(3000);
+    CHECK(small.generate("rain", options).samples == pipeline.generate("rain", options).samples);
+    GenerateOptions editing = short_options();
+    editing.duration_s.reset();
+    const std::vector<float> clip = tone(6000);
+    const ezaudio::Region region{0.1, 0.2};
+    CHECK(small.edit(clip, "rain", region, editing).samples == pipeline.edit(clip, "rain", region, editing).samples);
 }
 
 TEST_CASE("chunks are heard in order and equal the whole decode to rounding") {
@@ -167,6 +250,23 @@ TEST_CASE("bad settings are one line in Python's words") {
     CHECK(refusal([](auto& o) { o.eta = -0.1; }) == "eta must be from 0 to 1, got -0.1");
     CHECK(refusal([](auto& o) { o.solver = "euler"; }) ==
           "unknown solver 'euler': expected one of ddim, dpmpp_2m, dpmpp_2m_sde");
+    CHECK(refusal([](auto& o) { o.preset = "quick"; }) ==
+          "unknown preset 'quick': expected one of fast, balanced, best, official");
+    CHECK(refusal([](auto& o) { o.guidance_interval = {-0.5, 1.0}; }) ==
+          "a bound of guidance_interval must be from 0 to 1, got -0.5");
+    CHECK(refusal([&](auto& o) { o.guidance_interval = {0.0, nan}; }) ==
+          "a bound of guidance_interval must be from 0 to 1, got nan");
+    CHECK(refusal([](auto& o) { o.guidance_interval = {0.75, 0.5}; }) ==
+          "guidance_interval must be the lowest and the highest noise level to guide, 0 to 1, got (0.75, 0.5)");
+    for (const auto& [reuse, got] : std::vector<std::pair<std::vector<int>, std::string>>{
+             {{0}, "[0]"}, {{-1}, "[-1]"}, {{2}, "[2]"}, {{1, 1}, "[1, 1]"}, {{1, 0}, "[1, 0]"}}) {
+        CHECK(refusal([&, &reuse = reuse](auto& o) { o.reuse = reuse; }) ==
+              "reuse must be rising numbers of steps from 1 to 1 (the first step has nothing to reuse), got " + got);
+    }
+    CHECK(refusal([](auto& o) { o.reuse = {1}; o.guidance_interval = {0.0, 0.6}; }) ==
+          "step 1 is guided and reuses step 0, which is not: take 1 out of reuse or widen guidance_interval");
+    CHECK(refusal([](auto& o) { o.reuse = {1}; o.control_audio = {1.0F}; }) ==
+          "reuse does not go with control_audio, which steers every block: leave one out");
     CHECK(refusal([](auto& o) { o.noise = "white"; }) == "unknown noise 'white': expected one of torch, philox");
     CHECK(refusal([](auto& o) { o.control_audio = {std::nanf("")}; }) == "control_audio contains NaN or infinity");
     CHECK(refusal([](auto& o) { o.control_audio = {1.0F}; o.control_scale = -1; }) ==
@@ -199,7 +299,7 @@ TEST_CASE("random settings give a sound or one of our errors") {
     for (int round = 0; round < 400; ++round) {
         GenerateOptions options = short_options();
         for (int change = 0; change < 2; ++change) {
-            switch (random.below(10)) {
+            switch (random.below(13)) {
                 case 0: options.duration_s = std::min(number(), 0.5); break;
                 case 1: options.guidance_scale = number(); break;
                 case 2: options.guidance_rescale = number(); break;
@@ -208,7 +308,10 @@ TEST_CASE("random settings give a sound or one of our errors") {
                 case 5: options.solver = text(); break;
                 case 6: options.noise = text(); break;
                 case 7: options.negative_prompt = text(); break;
-                case 8: options.control_audio.assign(random.below(9), static_cast<float>(number())); break;
+                case 8: options.guidance_interval = {number(), number()}; break;
+                case 9: options.reuse = std::vector<int>(random.below(3), static_cast<int>(random.below(4)) - 1); break;
+                case 10: options.preset = std::vector<std::string>{"", "fast", "best", "x"}[random.below(4)]; break;
+                case 11: options.control_audio.assign(random.below(9), static_cast<float>(number())); break;
                 default: options.control_scale = number();
             }
         }

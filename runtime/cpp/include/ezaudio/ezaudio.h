@@ -46,7 +46,8 @@ typedef enum ezaudio_status {
     EZAUDIO_FAILURE = 4       /* anything else, such as no memory */
 } ezaudio_status;
 
-/* What a sound is made with. Fill it with ezaudio_options_init first: every field then says "the bundle's default". */
+/* What a sound is made with. Fill it with ezaudio_options_init first: every field then says "the bundle's default", or the
+ * preset's where one is named. */
 typedef struct ezaudio_options {
     size_t size; /* of this struct, set by ezaudio_options_init: later versions add fields at the end */
 
@@ -76,7 +77,19 @@ typedef struct ezaudio_options {
     int32_t (*on_step)(void *user, size_t index, size_t num_steps);
     int32_t (*on_audio)(void *user, const float *samples, size_t count);
     void *user;
+
+    const char *preset;    /* NULL: none; a sampling plan of the bundle: "fast", "balanced", "best", "official" */
+    double guidance_low;   /* lowest and highest noise level that is guided, 0 to 1; */
+    double guidance_high;  /* NaN in both: the preset's, or else all */
+    const int32_t *reuse;  /* steps, from 0, that take what the inner blocks made last; NULL: the preset's, or else none */
+    size_t reuse_count;
 } ezaudio_options;
+
+/* How a bundle is opened: the sum of any. */
+enum {
+    EZAUDIO_VERIFY = 1,    /* compare every file with its sha256 */
+    EZAUDIO_LOW_MEMORY = 2 /* close the graphs of a stage before the next one opens; each clip opens them again */
+};
 
 EZAUDIO_API const char *ezaudio_version(void);
 
@@ -87,9 +100,9 @@ EZAUDIO_API void ezaudio_destroy(ezaudio_pipeline *pipeline);
 /* The last error of this pipeline in one line, "" before any; good until its next call. */
 EZAUDIO_API const char *ezaudio_error(const ezaudio_pipeline *pipeline);
 
-/* threads: 0 takes all cores. device: "cpu", "cuda", "tensorrt". verify: 1 compares every file with its sha256. */
+/* threads: 0 takes all cores. device: "cpu", "cuda", "tensorrt". flags: 0, EZAUDIO_VERIFY, … */
 EZAUDIO_API ezaudio_status ezaudio_open(ezaudio_pipeline *pipeline, const char *folder, int32_t threads,
-                                        const char *device, int32_t verify);
+                                        const char *device, int32_t flags);
 
 /* Hz; 0 before a bundle is open. */
 EZAUDIO_API int32_t ezaudio_sample_rate(const ezaudio_pipeline *pipeline);

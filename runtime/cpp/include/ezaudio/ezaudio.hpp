@@ -39,6 +39,7 @@
 #include <ezaudio/detail/files.hpp>
 #include <ezaudio/detail/manifest.hpp>
 #include <ezaudio/detail/noise.hpp>
+#include <ezaudio/detail/presets.hpp>
 #include <ezaudio/detail/read_wav.hpp>
 #include <ezaudio/detail/sessions.hpp>
 #include <ezaudio/detail/settings.hpp>
@@ -63,15 +64,22 @@ struct PipelineOptions {
     bool verify = false;         // compare every file with its sha256 first: a second for every gigabyte or so
     std::function<void(std::uint64_t count, std::uint64_t total)> on_verify;  // bytes compared since the last call
     std::shared_ptr<const Tokenizer> tokenizer;  // null: the bundle's own
+
+    /// Close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest alone sets
+    /// the memory; each clip opens them again.
+    bool low_memory = false;
 };
 
-/// What a sound is made with; what is not set is the bundle's default.
+/// What a sound is made with; what is not set is the preset's, or else the bundle's default.
 struct GenerateOptions {
+    std::string preset;  // a sampling plan of the bundle: "fast", "balanced", "best", "official", see Pipeline::presets
     std::optional<double> duration_s, guidance_scale, guidance_rescale, eta;
     std::optional<int> num_steps;
     std::optional<std::uint64_t> seed;  // none: a random one. Python's negative seeds are these modulo 2⁶⁴
+    std::optional<std::pair<double, double>> guidance_interval;  // lowest and highest noise level that is guided
+    std::optional<std::vector<int>> reuse;  // steps, from 0, that take what the inner blocks made last
     std::string negative_prompt;
-    std::string solver;  // "ddim", "dpmpp_2m", "dpmpp_2m_sde"; empty: the bundle's
+    std::string solver;  // "ddim", "dpmpp_2m", "dpmpp_2m_sde"; empty: the preset's, or else the bundle's
     std::string noise = "torch";  // or "philox"
 
     /// Mono samples at the bundle's rate whose loudness contour the sound follows; needs a bundle with a ControlNet.
@@ -108,25 +116,34 @@ public:
     const std::string& model() const { return state_->manifest.model; }
     const std::string& precision() const { return state_->manifest.precision; }
     const std::string& bundle_id() const { return state_->manifest.bundle_id; }
+    const std::vector<Preset>& presets() const { return state_->manifest.presets; }
     bool has_controlnet() const { return state_->sessions.has("controlnet"); }
     const Tokenizer& tokenizer() const { return *state_->tokenizer; }
 
     /// The complete settings that `generate` would use. Raises InputError.
+    ///
+    /// A number of steps or a solver that differs from the preset's leaves its `reuse` aside, which is made for those.
     Settings settings(const std::string& prompt, const GenerateOptions& options = {}) const {
         const detail::GenerationDefaults& defaults = config().defaults;
+        Preset plan{"", defaults.solver, defaults.num_steps, defaults.eta, {0.0, 1.0}, {}, std::nullopt};
+        if (!options.preset.empty()) plan = detail::find_preset(presets(), options.preset);
         Settings settings;
         settings.prompt = prompt;
         settings.negative_prompt = options.negative_prompt;
         settings.duration_s = options.duration_s.value_or(defaults.duration_s);
-        settings.num_steps = options.num_steps.value_or(defaults.num_steps);
+        settings.num_steps = options.num_steps.value_or(plan.num_steps);
         settings.guidance_scale = options.guidance_scale.value_or(defaults.guidance_scale);
         settings.guidance_rescale = options.guidance_rescale.value_or(defaults.guidance_rescale);
-        settings.solver = options.solver.empty() ? defaults.solver : options.solver;
+        settings.solver = options.solver.empty() ? plan.solver : options.solver;
         const double usual_eta = detail::find_solver(settings.solver).is_stochastic ? 1.0 : 0.0;
-        settings.eta = options.eta.value_or(settings.solver == defaults.solver ? defaults.eta : usual_eta);
+        settings.eta = options.eta.value_or(settings.solver == plan.solver ? plan.eta : usual_eta);
         settings.seed = options.seed ? *options.seed : detail::random_seed();
         settings.noise = options.noise;
         if (!options.control_audio.empty()) settings.control_scale = options.control_scale;
+        settings.guidance_interval = options.guidance_interval.value_or(plan.guidance_interval);
+        const bool is_unchanged = settings.solver == plan.solver && settings.num_steps == plan.num_steps;
+        if (!is_unchanged || settings.control_scale) plan.reuse.clear();
+        settings.reuse = options.reuse.value_or(plan.reuse);
         detail::check_settings(settings, config());
         return settings;
     }
@@ -211,6 +228,7 @@ private:
         State(const std::filesystem::path& folder, const PipelineOptions& options)
             : manifest(open_manifest(folder, options)),
               sessions(folder, manifest, options.threads, options.device),
+              low_memory(options.low_memory),
               tokenizer(options.tokenizer ? options.tokenizer : detail::open_tokenizer(folder)),
               conditioning(sessions, manifest.config, *tokenizer) {}
 
@@ -228,6 +246,7 @@ private:
 
         detail::Manifest manifest;
         detail::Sessions sessions;
+        bool low_memory;
         std::shared_ptr<const Tokenizer> tokenizer;
         detail::Conditioning conditioning;
     };
@@ -275,16 +294,16 @@ private:
         return given;
     }
 
+    /// Between two stages.
+    void close() {
+        if (state_->low_memory) state_->sessions.release();
+    }
+
     /// Latents (1, C, L) of one clip; `report` is called with the number of each step that is done.
     template <typename Report>
     detail::Tensor denoise(const Settings& settings, const Given& given, const Report& report) {
         const auto plan = detail::solver_plan(settings.solver, settings.num_steps, settings.eta, config().diffusion);
-        const auto noise = detail::make_noise(settings.noise, settings.seed);
-        const detail::Shape& shape = given.latents.shape;
-        const std::size_t count = given.latents.data.size();
-        detail::Tensor drawn = detail::zeros(shape);
-
-        const std::int64_t width = config().dit.width, frames = given.num_frames();
+        const std::int64_t width = config().dit.width;
         detail::StepGraph denoiser(state_->sessions, state_->conditioning, settings, plan, "",
                                    given.energy ? "denoiser_controlled" : "denoiser");
         denoiser.add_frame_bias(given.latents, given.mask.get(), nullptr, width);
@@ -296,13 +315,27 @@ private:
             control->add_frame_bias(given.latents, given.mask.get(), &*given.energy, width);
             control->add("conditioning_scale", static_cast<float>(*settings.control_scale), {});
         }
+        close();
+        detail::Tensor result = run_steps(settings, plan, denoiser, control, given, report);
+        close();
+        return result;
+    }
 
+    template <typename Report>
+    detail::Tensor run_steps(const Settings& settings, const detail::SolverPlan& plan, detail::StepGraph& denoiser,
+                             std::optional<detail::StepGraph>& control, const Given& given, const Report& report) {
+        const auto noise = detail::make_noise(settings.noise, settings.seed);
+        const detail::Shape& shape = given.latents.shape;
+        const std::size_t count = given.latents.data.size();
+        const std::int64_t width = config().dit.width, frames = given.num_frames(), in_blocks = config().dit.depth / 2;
+        detail::Tensor drawn = detail::zeros(shape);
         const detail::Tensor start{shape, noise->draw(0, count)}, nothing = detail::zeros(shape);
         Ort::Value latents = detail::view(start), clean = detail::view(nothing);
         const Ort::Value noise_input = detail::view(drawn);
-        const std::int64_t in_blocks = config().dit.depth / 2, branches = denoiser.num_branches();
+        std::optional<Ort::Value> inner;  // what the inner blocks made last, where the next step reuses it
         for (int index = 0; index < settings.num_steps; ++index) {
             const auto row = static_cast<std::size_t>(index);
+            const std::int64_t branches = denoiser.num_branches(row);
             if (plan.draws_noise) {
                 const std::vector<float> values = noise->draw(static_cast<std::uint32_t>(index) + 1, count);
                 std::copy(values.begin(), values.end(), drawn.data.begin());
@@ -315,12 +348,15 @@ private:
             std::optional<Ort::Value> residuals;
             if (control) {
                 auto outputs = control->run(row, {{"latents", &latents}});
-                residuals = control->take(outputs, "residuals", {in_blocks, branches, frames, width});
+                residuals = control->take(row, outputs, "residuals", {in_blocks, branches, frames, width});
                 inputs["residuals"] = &*residuals;
             }
-            auto outputs = denoiser.run(row, std::move(inputs));
-            latents = denoiser.take(outputs, "next_latents", shape);
-            clean = denoiser.take(outputs, "clean", shape);
+            if (settings.reuses(index)) inputs["inner"] = &*inner;
+            const bool is_kept = !settings.reuses(index) && settings.reuses(index + 1);
+            auto outputs = denoiser.run(row, std::move(inputs), is_kept ? "" : "inner");
+            latents = denoiser.take(row, outputs, "next_latents", shape);
+            clean = denoiser.take(row, outputs, "clean", shape);
+            if (is_kept) inner = denoiser.take(row, outputs, "inner", {branches, frames, width});
             report(index);
         }
         detail::Tensor result = given.latents;
@@ -335,8 +371,12 @@ private:
     std::vector<float> decode(const detail::Tensor& latents, const Settings& settings, std::size_t item,
                               const GenerateOptions& options) {
         const std::int64_t total = num_samples(settings), frames = latents.shape[2], hop = config().vae.hop();
-        if (!options.on_audio) return decode_span(latents, {0, frames}, {0, total}, settings);
         std::vector<float> samples;
+        if (!options.on_audio) {
+            samples = decode_span(latents, {0, frames}, {0, total}, settings);
+            close();
+            return samples;
+        }
         for (const detail::Span chunk : detail::chunk_bounds(total, config().vae.sample_rate)) {
             detail::Span span = detail::latent_span(chunk, config().vae);
             span = {std::max<std::int64_t>(span.begin, 0), std::min(span.end, frames)};
@@ -348,6 +388,7 @@ private:
                                      std::to_string(total));
             }
         }
+        close();
         return samples;
     }
 
@@ -376,7 +417,8 @@ private:
         Audio audio{std::move(samples), sample_rate(), settings, {}, model(), precision(), bundle_id()};
         for (const std::string& text : {settings.prompt, settings.negative_prompt}) {
             const std::string warning = state_->conditioning.warning(text);
-            if (!warning.empty()) audio.warnings.push_back(warning);
+            const bool is_told = !audio.warnings.empty() && audio.warnings.front() == warning;
+            if (!warning.empty() && !is_told) audio.warnings.push_back(warning);
         }
         return audio;
     }

@@ -53,9 +53,9 @@ private:
     std::list<std::pair<std::string, Value>> items_;
 };
 
-/// Text states (1, S, D_text) of a prompt, and its end that was too long to be encoded.
-struct TextState {
-    Tensor states;
+/// Ids, the end token last; `dropped` is the end of a prompt that was too long.
+struct Tokens {
+    std::vector<std::int64_t> ids;
     std::string dropped;
 };
 
@@ -78,14 +78,15 @@ public:
         : sessions_(&sessions), config_(&config), tokenizer_(&tokenizer) {}
 
     /// That the end of a prompt was dropped, or nothing.
-    std::string warning(const std::string& prompt) {
-        const std::string& dropped = text(prompt).dropped;
+    std::string warning(const std::string& prompt) const {
+        const std::string dropped = tokens(prompt).dropped;
         if (dropped.empty()) return "";
         return "the prompt is longer than " + std::to_string(config_->text.max_tokens) +
                " tokens; its end was dropped: " + python_repr(dropped);
     }
 
-    const TextState& text(const std::string& prompt) {
+    /// Text states (1, S, D_text) of a prompt.
+    const Tensor& text(const std::string& prompt) {
         return texts_.get_or_make(prompt, [&] { return encode(prompt); });
     }
 
@@ -105,9 +106,10 @@ public:
     }
 
 private:
-    TextState encode(const std::string& prompt) {
+    Tokens tokens(const std::string& prompt) const {
         constexpr std::int64_t end_token = 1;
-        std::vector<std::int64_t> ids = tokenizer_->encode(prompt);
+        Tokens tokens{tokenizer_->encode(prompt), {}};
+        std::vector<std::int64_t>& ids = tokens.ids;
         for (const std::int64_t id : ids) {
             if (id < 0 || id >= config_->text.vocab_size) {
                 throw BundleError("the tokenizer gives the id " + std::to_string(id) + ", the model knows " +
@@ -115,25 +117,28 @@ private:
             }
         }
         const auto kept = static_cast<std::size_t>(config_->text.max_tokens) - 1;
-        TextState state;
         if (ids.size() > kept) {
             const auto rest = ids.begin() + static_cast<std::ptrdiff_t>(kept);
-            state.dropped = tokenizer_->decode({rest, ids.end()});
+            tokens.dropped = tokenizer_->decode({rest, ids.end()});
             ids.erase(rest, ids.end());
         }
         ids.push_back(end_token);
+        return tokens;
+    }
+
+    Tensor encode(const std::string& prompt) {
+        const std::vector<std::int64_t> ids = tokens(prompt).ids;
         const auto count = static_cast<std::int64_t>(ids.size());
         const std::vector<std::int64_t> ones(ids.size(), 1);
         const Ort::Value input_ids = view(ids.data(), ids.size(), {1, count});
         const Ort::Value attention_mask = view(ones.data(), ones.size(), {1, count});
         auto outputs =
             sessions_->run("text_encoder", {{"input_ids", &input_ids}, {"attention_mask", &attention_mask}});
-        state.states = copied("text_encoder", outputs, "text_states", {1, count, config_->text.width});
-        return state;
+        return copied("text_encoder", outputs, "text_states", {1, count, config_->text.width});
     }
 
     PromptState attend(const std::string& prompt, const std::string& prefix) {
-        const Tensor& states = text(prompt).states;
+        const Tensor& states = text(prompt);
         const Ort::Value input = view(states);
         const std::string name = prefix + "conditioner";
         auto outputs = sessions_->run(name, {{"text_states", &input}});
@@ -179,7 +184,7 @@ private:
     Sessions* sessions_;
     const Config* config_;
     const Tokenizer* tokenizer_;
-    Recent<TextState> texts_{cached_prompts};
+    Recent<Tensor> texts_{cached_prompts};
     Recent<PromptState> prompts_{2 * cached_prompts};
     Recent<Modulation> modulations_{2};
 };

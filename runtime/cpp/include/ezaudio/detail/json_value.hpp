@@ -134,6 +134,12 @@ inline double Json::number() const {
     return value;
 }
 
+inline std::int64_t read_whole(const Json& value, std::int64_t least, std::int64_t most) {
+    const std::int64_t number = value.integer();
+    if (number >= least && number <= most) return number;
+    value.mismatch("a whole number from " + std::to_string(least) + " to " + std::to_string(most));
+}
+
 /// What Python's json.dumps(value, sort_keys=True, separators=(",", ":")) gives for the same value read there.
 inline std::string canonical(const Json& value) {
     if (value.is_null()) return "null";

@@ -18,13 +18,15 @@
 #include <ezaudio/detail/errors.hpp>
 #include <ezaudio/detail/files.hpp>
 #include <ezaudio/detail/json.hpp>
+#include <ezaudio/detail/presets.hpp>
 #include <ezaudio/detail/read_config.hpp>
 #include <ezaudio/detail/sha256.hpp>
 #include <ezaudio/detail/text_format.hpp>
 
 namespace ezaudio::detail {
 
-/// A dimension known only at run time: `times` × the size called `name`. 1 <= min <= opt <= max; all at most 1e9.
+/// A dimension known only at run time: `times` × the size called `name`. 0 <= min <= opt <= max, opt and times at least 1;
+/// all at most 1e9.
 struct Axis {
     std::string name;
     std::int64_t min = 1, opt = 1, max = 1, times = 1;
@@ -53,6 +55,7 @@ struct Manifest {
     std::string model, precision, origin, licence;
     std::map<std::string, GraphEntry> graphs;
     std::map<std::string, FileEntry> files;
+    std::vector<Preset> presets;  // in the order of the text
     std::string bundle_id;
 };
 
@@ -64,12 +67,6 @@ inline constexpr std::size_t max_manifest_bytes = std::size_t{4} << 20;
 
 // Read by code that is not ours: no byte of it reaches that code unseen, even when large files go unread.
 inline constexpr const char* always_verified = "spiece.model";
-
-inline std::int64_t read_whole(const Json& value, std::int64_t least, std::int64_t most) {
-    const std::int64_t number = value.integer();
-    if (number >= least && number <= most) return number;
-    value.mismatch("a whole number from " + std::to_string(least) + " to " + std::to_string(most));
-}
 
 inline TensorSpec read_tensor_spec(const Json& json) {
     constexpr std::int64_t largest = 1'000'000'000;
@@ -87,8 +84,8 @@ inline TensorSpec read_tensor_spec(const Json& json) {
                 continue;
             }
             Axis axis{dim.at("axis").string()};
-            axis.min = read_whole(dim.at("min"), 1, largest);
-            axis.opt = read_whole(dim.at("opt"), axis.min, largest);
+            axis.min = read_whole(dim.at("min"), 0, largest);
+            axis.opt = read_whole(dim.at("opt"), std::max<std::int64_t>(axis.min, 1), largest);
             axis.max = read_whole(dim.at("max"), axis.opt, largest);
             axis.times = read_whole(dim.at("times"), 1, largest);
             spec.shape.emplace_back(std::move(axis));
@@ -157,10 +154,10 @@ inline std::string sealing_sha256(const Json& json) {
 }
 
 inline void check_version(const Json& version, const std::string& path) {
-    constexpr const char* format_version = "1";
+    constexpr const char* format_version = "2";
     const auto* number = version.is_integer() ? version.get_if<Json::Number>() : nullptr;
     if (number != nullptr && number->token == format_version) return;
-    const bool is_newer = number != nullptr && number->token[0] != '-' && number->token != "0";
+    const bool is_newer = number != nullptr && (number->token.size() > 1 ? number->token[0] != '-' : number->token > format_version);
     const std::string what = "the " + std::string(is_newer ? "newer" : "unknown") + " format " + python_repr(version);
     throw BundleError("'" + path + "' has " + what + ", this version reads " + format_version +
                       ": upgrade ezaudio, or export the bundle again");
@@ -191,6 +188,10 @@ inline Manifest parse_manifest(std::string_view bytes, const std::string& path) 
         manifest.precision = json.at("precision").string();
         manifest.origin = json.at("origin").string();
         manifest.licence = json.at("licence").string();
+        const Json::Object& presets = json.at("presets").object();
+        for (std::size_t index = 0; index < presets.keys.size(); ++index) {
+            manifest.presets.push_back(read_preset(presets.keys[index], presets.values[index]));
+        }
         check_records(json);
         manifest.bundle_id = digest.substr(0, 16);
         return manifest;

@@ -43,7 +43,8 @@ inline const Ort::MemoryInfo& host_memory() {
     return memory;
 }
 
-/// A graph's input over memory that the caller keeps alive and does not change until the graph has run.
+/// A graph's input over memory that the caller keeps alive and does not change until the graph has run. `data` may be
+/// null where there are no elements.
 template <typename Element>
 Ort::Value view(const Element* data, std::size_t count, const Shape& shape) {
     // ONNX Runtime takes a pointer to non-const, and does not write through it.
@@ -56,7 +57,7 @@ inline Ort::Value view(const Tensor& tensor) { return view(tensor.data.data(), t
 /// Inputs of one run, by name.
 using Inputs = std::map<std::string, const Ort::Value*>;
 
-/// ONNX Runtime sessions for the graphs of a bundle, opened when first used and kept.
+/// ONNX Runtime sessions for the graphs of a bundle, opened when first used and kept until released.
 class Sessions {
 public:
     Sessions(std::filesystem::path folder, const Manifest& manifest, int threads, const std::string& device)
@@ -66,8 +67,10 @@ public:
         choose_device(device);
     }
 
-    /// Outputs in the order of the manifest. Raises BundleError when the graph is not there or ONNX Runtime refuses it.
-    std::vector<Ort::Value> run(const std::string& name, const Inputs& inputs) {
+    /// Outputs in the order of the manifest, a null value for the one called `unread`, which is not asked for.
+    ///
+    /// Raises BundleError when the graph is not there or ONNX Runtime refuses it.
+    std::vector<Ort::Value> run(const std::string& name, const Inputs& inputs, const char* unread = "") {
         Ort::Session& session = open(name);
         const GraphEntry& graph = manifest_->graphs.at(name);
         std::vector<const char*> input_names, output_names;
@@ -78,7 +81,9 @@ public:
             input_names.push_back(spec.name.c_str());
             values.push_back(*found->second);
         }
-        for (const TensorSpec& spec : graph.outputs) output_names.push_back(spec.name.c_str());
+        for (const TensorSpec& spec : graph.outputs) {
+            if (spec.name != unread) output_names.push_back(spec.name.c_str());
+        }
         std::vector<OrtValue*> outputs(output_names.size());
         try {
             Ort::ThrowOnError(Ort::GetApi().Run(session, nullptr, input_names.data(), values.data(), values.size(),
@@ -87,8 +92,9 @@ public:
             refuse(name, std::string("cannot run: ") + error.what());
         }
         std::vector<Ort::Value> results;
-        results.reserve(outputs.size());
-        for (OrtValue* output : outputs) results.emplace_back(output);
+        results.reserve(graph.outputs.size());
+        auto output = outputs.begin();
+        for (const TensorSpec& spec : graph.outputs) results.emplace_back(spec.name != unread ? *output++ : nullptr);
         return results;
     }
 
@@ -108,6 +114,9 @@ public:
     }
 
     bool has(const std::string& name) const { return manifest_->graphs.count(name) != 0; }
+
+    /// Closes every session; it is opened again when used.
+    void release() { sessions_.clear(); }
 
 private:
     [[noreturn]] void refuse(const std::string& name, const std::string& what) const {

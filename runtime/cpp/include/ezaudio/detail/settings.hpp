@@ -1,11 +1,14 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
+#include <functional>
 #include <optional>
 #include <random>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ezaudio/detail/config.hpp>
@@ -33,6 +36,10 @@ struct Settings {
     std::string solver, noise;
     std::optional<Region> edit;
     std::optional<double> control_scale;
+    std::pair<double, double> guidance_interval{0.0, 1.0};  // lowest and highest noise level that is guided
+    std::vector<int> reuse;  // steps, from 0, that take what the inner blocks made last in place of running them
+
+    bool reuses(int step) const { return std::binary_search(reuse.begin(), reuse.end(), step); }
 };
 
 }  // namespace ezaudio
@@ -73,8 +80,45 @@ inline void check_text(const char* name, const std::string& text) {
     }
 }
 
+inline void check_interval(const std::pair<double, double>& interval) {
+    for (const double bound : {interval.first, interval.second}) {
+        check_number("a bound of guidance_interval", bound, 0, 1);
+    }
+    if (interval.first > interval.second) {
+        throw InputError("guidance_interval must be the lowest and the highest noise level to guide, 0 to 1, got (" +
+                         python_float(interval.first) + ", " + python_float(interval.second) + ")");
+    }
+}
+
+/// Each step must exist and come after one with as many guidance branches that ran every block.
+inline void check_reuse(const Settings& settings, const std::vector<bool>& guided) {
+    const std::vector<int>& reuse = settings.reuse;
+    if (reuse.empty()) return;
+    if (settings.control_scale) {
+        throw InputError("reuse does not go with control_audio, which steers every block: leave one out");
+    }
+    const bool is_rising = std::adjacent_find(reuse.begin(), reuse.end(), std::greater_equal<>()) == reuse.end();
+    if (!is_rising || reuse.front() < 1 || reuse.back() >= settings.num_steps) {
+        std::string got;
+        for (const int step : reuse) got += (got.empty() ? "" : ", ") + std::to_string(step);
+        throw InputError("reuse must be rising numbers of steps from 1 to " + std::to_string(settings.num_steps - 1) +
+                         " (the first step has nothing to reuse), got [" + got + "]");
+    }
+    std::size_t whole = 0;
+    for (std::size_t step = 0; step < guided.size(); ++step) {
+        if (!settings.reuses(static_cast<int>(step))) {
+            whole = step;
+        } else if (guided[step] && !guided[whole]) {
+            const std::string number = std::to_string(step);
+            throw InputError("step " + number + " is guided and reuses step " + std::to_string(whole) +
+                             ", which is not: take " + number + " out of reuse or widen guidance_interval");
+        }
+    }
+}
+
 /// Raises InputError with what was got, what is expected and what to do.
 inline void check_settings(const Settings& settings, const Config& config) {
+    check_interval(settings.guidance_interval);
     check_text("prompt", settings.prompt);
     check_text("negative_prompt", settings.negative_prompt);
     if (is_blank(settings.prompt)) {
@@ -101,7 +145,8 @@ inline void check_settings(const Settings& settings, const Config& config) {
     if (settings.noise != "torch" && settings.noise != "philox") {
         throw InputError("unknown noise " + python_repr(settings.noise) + ": expected one of torch, philox");
     }
-    solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion);
+    const SolverPlan plan = solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion);
+    check_reuse(settings, guided_steps(plan, settings.guidance_interval));
 }
 
 inline std::uint64_t random_seed() { return std::random_device{}() & 0xFFFFFFFFU; }
@@ -124,7 +169,12 @@ inline std::string settings_json(const Settings& settings) {
         text += ", \"context_s\": " + python_float(settings.edit->context_s) + "}";
     }
     if (settings.control_scale) text += ", \"control_scale\": " + python_float(*settings.control_scale);
-    return text;
+    text += ", \"guidance_interval\": [" + python_float(settings.guidance_interval.first) + ", ";
+    text += python_float(settings.guidance_interval.second) + "], \"reuse\": [";
+    for (std::size_t i = 0; i < settings.reuse.size(); ++i) {
+        text += (i > 0 ? ", " : "") + std::to_string(settings.reuse[i]);
+    }
+    return text + "]";
 }
 
 }  // namespace ezaudio::detail

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <ezaudio/detail/config.hpp>
@@ -19,10 +20,12 @@
 //     clean = c4·x + c5·v        next = c0·x + c1·v + c2·p + c3·z
 namespace ezaudio::detail {
 
-/// One timestep and one row c0…c5 a step. `draws_noise`: the random stream advances at every step.
+/// One timestep and one row c0…c5 a step. `num_train_steps`: T, which timesteps count up to. `draws_noise`: the random
+/// stream advances at every step.
 struct SolverPlan {
     std::vector<std::int64_t> timesteps;
     std::vector<std::array<float, 6>> rows;
+    int num_train_steps = 0;
     bool draws_noise = false;
 };
 
@@ -141,8 +144,20 @@ inline SolverPlan solver_plan(const std::string& name, int num_steps, double eta
         std::transform(row.begin(), row.end(), rounded.begin(), [](double value) { return static_cast<float>(value); });
         plan.rows.push_back(rounded);
     }
+    plan.num_train_steps = diffusion.num_train_steps;
     plan.draws_noise = eta > 0;
     return plan;
+}
+
+/// Which steps are guided: those whose noise level (t + 1)/T lies in the interval, 1 being pure noise.
+inline std::vector<bool> guided_steps(const SolverPlan& plan, const std::pair<double, double>& interval) {
+    const double low = interval.first * plan.num_train_steps, high = interval.second * plan.num_train_steps;
+    std::vector<bool> guided;
+    for (const std::int64_t timestep : plan.timesteps) {
+        const auto level = static_cast<double>(timestep + 1);
+        guided.push_back(low <= level && level <= high);
+    }
+    return guided;
 }
 
 }  // namespace ezaudio::detail
