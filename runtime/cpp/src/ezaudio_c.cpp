@@ -95,6 +95,7 @@ ezaudio::GenerateOptions to_cpp(const ezaudio_options& options) {
     cpp.guidance_scale = given(options.guidance_scale);
     cpp.guidance_rescale = given(options.guidance_rescale);
     cpp.eta = given(options.eta);
+    cpp.spacing = given(options.spacing);
     if (!std::isnan(options.guidance_low) || !std::isnan(options.guidance_high)) {
         cpp.guidance_interval = {options.guidance_low, options.guidance_high};
     }
@@ -160,7 +161,7 @@ void ezaudio_options_init(ezaudio_options* options) {
     *options = ezaudio_options{};
     options->size = sizeof *options;
     options->duration_s = options->guidance_scale = options->guidance_rescale = options->eta = unset;
-    options->guidance_low = options->guidance_high = unset;
+    options->guidance_low = options->guidance_high = options->spacing = unset;
     options->control_scale = 1.0;
     options->context_s = ezaudio::Region{}.context_s;
 }

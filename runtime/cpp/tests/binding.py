@@ -47,6 +47,7 @@ class Options(ctypes.Structure):
         ("guidance_high", ctypes.c_double),
         ("reuse", ctypes.POINTER(ctypes.c_int32)),
         ("reuse_count", ctypes.c_size_t),
+        ("spacing", ctypes.c_double),
     )
 
 

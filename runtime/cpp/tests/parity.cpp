@@ -97,13 +97,14 @@ void run(const std::vector<std::string>& words) {
     }
     for (int num_steps = 1; num_steps <= diffusion.num_train_steps; ++num_steps) {
         if (what == "timesteps") {
-            for (const std::int64_t timestep : ezaudio::detail::trailing_timesteps(num_steps, 1000)) {
+            for (const std::int64_t timestep : ezaudio::detail::spaced_timesteps(num_steps, parsed<double>(words.at(1)), 1000)) {
                 const auto value = static_cast<std::int32_t>(timestep);
                 put(&value, 1);
             }
             continue;
         }
-        const auto plan = ezaudio::detail::solver_plan(words.at(1), num_steps, parsed<double>(words.at(2)), diffusion);
+        const double eta = parsed<double>(words.at(2)), spacing = parsed<double>(words.at(3));
+        const auto plan = ezaudio::detail::solver_plan(words.at(1), num_steps, eta, diffusion, spacing);
         for (const auto& row : plan.rows) put(row.data(), row.size());
     }
 }

@@ -39,10 +39,10 @@ inline Json sample_manifest() {
   "outputs": [{"name": "audio", "dtype": "float32",
    "shape": [1, {"axis": "frames", "times": 480, "min": 1, "opt": 250, "max": 750}]}]}},
  "checks": [{"graph": "decoder", "output": "audio", "relative_error": 7.1e-07, "tolerance": 0.005}],
- "presets": {"fast": {"solver": "dpmpp_2m", "num_steps": 10, "eta": 0.0, "guidance_interval": [0.3, 1.0],
-   "reuse": [4, 6, 8], "fidelity": {"reference_steps": 200, "num_clips": 16, "latent_error": 0.25,
-    "log_mel_distance_db": 1.5, "evaluations": 15.5}},
-  "best": {"solver": "ddim", "num_steps": 30, "eta": 1, "guidance_interval": [0, 1], "reuse": []}},
+ "presets": {"fast": {"solver": "dpmpp_2m", "num_steps": 10, "eta": 0.0, "spacing": 2.0,
+   "guidance_interval": [0.3, 1.0], "reuse": [4, 6, 8], "fidelity": {"reference_steps": 200, "num_clips": 16, "latent_error": 0.25,
+    "level_distance_db": 1.5, "evaluations": 15.5}},
+  "best": {"solver": "ddim", "num_steps": 30, "eta": 1, "spacing": 1, "guidance_interval": [0, 1], "reuse": []}},
  "files": {)";
     for (const std::string name : {"decoder.onnx", "spiece.model", "vae.weights"}) {
         const std::string digest = ezaudio::detail::sha256_hex("bytes of " + name);

@@ -124,6 +124,7 @@ TEST_CASE("everything in a manifest is read (valgrind)") {
     CHECK(fast.name == "fast");
     CHECK(fast.solver == "dpmpp_2m");
     CHECK(fast.num_steps == 10);
+    CHECK(fast.spacing == 2.0);
     CHECK(fast.guidance_interval == std::pair(0.3, 1.0));
     CHECK(fast.reuse == std::vector<int>{4, 6, 8});
     REQUIRE(fast.fidelity.has_value());

@@ -18,7 +18,7 @@ from ezaudio.runtime import EzAudioError, TextToAudio
 from ezaudio.runtime.audio_file import write_audio
 from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.noise import PhiloxNoise, TorchNoise
-from ezaudio.runtime.solvers import SOLVERS, solver_plan, trailing_timesteps
+from ezaudio.runtime.solvers import SOLVERS, solver_plan, spaced_timesteps
 
 RATE = 24000
 PROMPTS = [
@@ -51,6 +51,7 @@ WAYS = {
     "negative": {"num_steps": 3, "guidance_scale": 5.0, "guidance_rescale": 0.75, "negative_prompt": "music and hum"},
     "philox": {"num_steps": 3, "guidance_scale": 2.5, "noise": "philox"},
     "interval": {"num_steps": 4, "guidance_scale": 3.0, "guidance_interval": (0.3, 0.8)},
+    "spaced": {"num_steps": 5, "spacing": 1.7},
 }
 REUSING = {
     "guided": {"reuse": [1, 3]},
@@ -288,14 +289,16 @@ def test_ids_of_thousands_of_prompts_are_the_same(build: Path, spiece_model: Pat
 @pytest.mark.parametrize(
     ("solver", "eta"), [(name, eta) for name in SOLVERS for eta in (0.0, 0.3, 1.0) if name != "dpmpp_2m" or not eta]
 )
-def test_every_solver_table_is_the_same(build: Path, solver: str, eta: float) -> None:
-    rows = [solver_plan(solver, steps, eta, DiffusionConfig()).rows for steps in range(1, 1001)]
-    assert raw(build, "rows", solver, eta) == np.concatenate(rows).tobytes()
+@pytest.mark.parametrize("spacing", [1.0, 1.7])
+def test_every_solver_table_is_the_same(build: Path, solver: str, eta: float, spacing: float) -> None:
+    rows = [solver_plan(solver, steps, eta, DiffusionConfig(), spacing).rows for steps in range(1, 1001)]
+    assert raw(build, "rows", solver, eta, spacing) == np.concatenate(rows).tobytes()
 
 
-def test_every_timestep_is_the_same(build: Path) -> None:
-    expected = np.concatenate([trailing_timesteps(steps) for steps in range(1, 1001)]).astype(np.int32)
-    assert raw(build, "timesteps") == expected.tobytes()
+@pytest.mark.parametrize("spacing", [1.0, 1.3, 2.0, 4.0])
+def test_every_timestep_is_the_same(build: Path, spacing: float) -> None:
+    expected = np.concatenate([spaced_timesteps(steps, spacing) for steps in range(1, 1001)]).astype(np.int32)
+    assert raw(build, "timesteps", spacing) == expected.tobytes()
 
 
 @pytest.mark.parametrize(("name", "kind"), [("torch", TorchNoise), ("philox", PhiloxNoise)])
@@ -325,6 +328,8 @@ def test_noise_is_the_same(build: Path, name: str, kind: type, seed: int) -> Non
         ("rain", {"preset": "quick"}),
         ("rain", {"preset": "fast", "solver": "euler"}),
         ("rain", {"preset": "best", "eta": 0.5}),
+        ("rain", {"spacing": 0.5}),
+        ("rain", {"spacing": 4.5}),
         ("rain", {"guidance_interval": (-0.25, 1.0)}),
         ("rain", {"guidance_interval": (0.0, 1e300)}),
         ("rain", {"guidance_interval": (0.7, 0.6)}),

@@ -83,6 +83,7 @@ typedef struct ezaudio_options {
     double guidance_high;  /* NaN in both: the preset's, or else all */
     const int32_t *reuse;  /* steps, from 0, that take what the inner blocks made last; NULL: the preset's, or else none */
     size_t reuse_count;
+    double spacing; /* of the timesteps: 1 is even, to 4 denser at high noise; NaN: the preset's, or else even */
 } ezaudio_options;
 
 /* How a bundle is opened: the sum of any. */

@@ -76,6 +76,7 @@ struct GenerateOptions {
     std::optional<double> duration_s, guidance_scale, guidance_rescale, eta;
     std::optional<int> num_steps;
     std::optional<std::uint64_t> seed;  // none: a random one. Python's negative seeds are these modulo 2⁶⁴
+    std::optional<double> spacing;  // of the timesteps: 1 is even, to 4 denser at high noise
     std::optional<std::pair<double, double>> guidance_interval;  // lowest and highest noise level that is guided
     std::optional<std::vector<int>> reuse;  // steps, from 0, that take what the inner blocks made last
     std::string negative_prompt;
@@ -125,7 +126,7 @@ public:
     /// A number of steps or a solver that differs from the preset's leaves its `reuse` aside, which is made for those.
     Settings settings(const std::string& prompt, const GenerateOptions& options = {}) const {
         const detail::GenerationDefaults& defaults = config().defaults;
-        Preset plan{"", defaults.solver, defaults.num_steps, defaults.eta, {0.0, 1.0}, {}, std::nullopt};
+        Preset plan{"", defaults.solver, defaults.num_steps, defaults.eta, 1.0, {0.0, 1.0}, {}, std::nullopt};
         if (!options.preset.empty()) plan = detail::find_preset(presets(), options.preset);
         Settings settings;
         settings.prompt = prompt;
@@ -140,6 +141,7 @@ public:
         settings.seed = options.seed ? *options.seed : detail::random_seed();
         settings.noise = options.noise;
         if (!options.control_audio.empty()) settings.control_scale = options.control_scale;
+        settings.spacing = options.spacing.value_or(plan.spacing);
         settings.guidance_interval = options.guidance_interval.value_or(plan.guidance_interval);
         const bool is_unchanged = settings.solver == plan.solver && settings.num_steps == plan.num_steps;
         if (!is_unchanged || settings.control_scale) plan.reuse.clear();
@@ -302,7 +304,7 @@ private:
     /// Latents (1, C, L) of one clip; `report` is called with the number of each step that is done.
     template <typename Report>
     detail::Tensor denoise(const Settings& settings, const Given& given, const Report& report) {
-        const auto plan = detail::solver_plan(settings.solver, settings.num_steps, settings.eta, config().diffusion);
+        const auto plan = detail::plan_of(settings, config());
         const std::int64_t width = config().dit.width;
         detail::StepGraph denoiser(state_->sessions, state_->conditioning, settings, plan, "",
                                    given.energy ? "denoiser_controlled" : "denoiser");

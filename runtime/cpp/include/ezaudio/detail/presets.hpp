@@ -14,11 +14,11 @@ namespace ezaudio {
 
 /// How far clips of a preset are from the same clips at many steps, as `ezaudio-calibrate` measured it.
 struct Fidelity {
-    int reference_steps = 0;         // of the deterministic solver, fully guided, every block at every step
-    int num_clips = 0;               // prompts × seeds
-    double latent_error = 0;         // median ‖latents − reference‖ / ‖reference‖
-    double log_mel_distance_db = 0;  // median mean |difference| of log-mel spectrograms
-    double evaluations = 0;          // of the network a clip; a guided step counts two, a shallow one in proportion
+    int reference_steps = 0;       // deterministic, each of them guided and with every block
+    int num_clips = 0;             // prompts × seeds, other ones than the preset was chosen on
+    double latent_error = 0;       // median ‖latents − reference‖ / ‖reference‖
+    double level_distance_db = 0;  // median of the mean |difference| of the mel levels
+    double evaluations = 0;        // of the network a clip; a guided step counts two, a shallow one its share
 };
 
 /// A sampling plan of a bundle, by name.
@@ -26,6 +26,7 @@ struct Preset {
     std::string name, solver;
     int num_steps = 0;
     double eta = 0;
+    double spacing = 1.0;  // of the timesteps: 1 is even, above denser at high noise
     std::pair<double, double> guidance_interval{0.0, 1.0};  // lowest and highest noise level that is guided
     std::vector<int> reuse;            // steps, from 0, that take what the inner blocks made last
     std::optional<Fidelity> fidelity;  // none: not measured
@@ -40,7 +41,7 @@ inline int read_count(const Json& value) { return static_cast<int>(read_whole(va
 inline Fidelity read_fidelity(const Json& json) {
     if (json.object().keys.size() != 5) throw JsonError("a fidelity has unknown fields: " + python_repr(json));
     return {read_count(json.at("reference_steps")), read_count(json.at("num_clips")),
-            json.at("latent_error").number(), json.at("log_mel_distance_db").number(),
+            json.at("latent_error").number(), json.at("level_distance_db").number(),
             json.at("evaluations").number()};
 }
 
@@ -51,6 +52,7 @@ inline Preset read_preset(const std::string& name, const Json& json) {
     preset.solver = json.at("solver").string();
     preset.num_steps = read_count(json.at("num_steps"));
     preset.eta = json.at("eta").number();
+    preset.spacing = json.at("spacing").number();
     const Json& interval = json.at("guidance_interval");
     if (interval.array().size() != 2) interval.mismatch("two noise levels");
     preset.guidance_interval = {interval.array()[0].number(), interval.array()[1].number()};

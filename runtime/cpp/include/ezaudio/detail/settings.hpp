@@ -36,6 +36,7 @@ struct Settings {
     std::string solver, noise;
     std::optional<Region> edit;
     std::optional<double> control_scale;
+    double spacing = 1.0;  // of the timesteps: 1 is even, to 4 denser at high noise
     std::pair<double, double> guidance_interval{0.0, 1.0};  // lowest and highest noise level that is guided
     std::vector<int> reuse;  // steps, from 0, that take what the inner blocks made last in place of running them
 
@@ -46,7 +47,7 @@ struct Settings {
 
 namespace ezaudio::detail {
 
-inline constexpr double max_guidance = 100.0, max_control_scale = 100.0;
+inline constexpr double max_guidance = 100.0, max_control_scale = 100.0, max_spacing = 4.0;
 inline constexpr std::size_t max_prompt_chars = 10'000;
 
 inline void check_number(const char* name, double value, double low, double high) {
@@ -88,6 +89,11 @@ inline void check_interval(const std::pair<double, double>& interval) {
         throw InputError("guidance_interval must be the lowest and the highest noise level to guide, 0 to 1, got (" +
                          python_float(interval.first) + ", " + python_float(interval.second) + ")");
     }
+}
+
+/// The solver's table.
+inline SolverPlan plan_of(const Settings& settings, const Config& config) {
+    return solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion, settings.spacing);
 }
 
 /// Each step must exist and come after one with as many guidance branches that ran every block.
@@ -141,12 +147,12 @@ inline void check_settings(const Settings& settings, const Config& config) {
     check_number("guidance_scale", settings.guidance_scale, 0, max_guidance);
     check_number("guidance_rescale", settings.guidance_rescale, 0, 1);
     check_number("eta", settings.eta, 0, 1);
+    check_number("spacing", settings.spacing, 1, max_spacing);
     if (settings.control_scale) check_number("control_scale", *settings.control_scale, 0, max_control_scale);
     if (settings.noise != "torch" && settings.noise != "philox") {
         throw InputError("unknown noise " + python_repr(settings.noise) + ": expected one of torch, philox");
     }
-    const SolverPlan plan = solver_plan(settings.solver, settings.num_steps, settings.eta, config.diffusion);
-    check_reuse(settings, guided_steps(plan, settings.guidance_interval));
+    check_reuse(settings, guided_steps(plan_of(settings, config), settings.guidance_interval));
 }
 
 inline std::uint64_t random_seed() { return std::random_device{}() & 0xFFFFFFFFU; }
@@ -169,6 +175,7 @@ inline std::string settings_json(const Settings& settings) {
         text += ", \"context_s\": " + python_float(settings.edit->context_s) + "}";
     }
     if (settings.control_scale) text += ", \"control_scale\": " + python_float(*settings.control_scale);
+    text += ", \"spacing\": " + python_float(settings.spacing);
     text += ", \"guidance_interval\": [" + python_float(settings.guidance_interval.first) + ", ";
     text += python_float(settings.guidance_interval.second) + "], \"reuse\": [";
     for (std::size_t i = 0; i < settings.reuse.size(); ++i) {

@@ -60,15 +60,33 @@ inline std::vector<std::int64_t> trailing_timesteps(int num_steps, int num_train
     return timesteps;
 }
 
+/// T·(1 − (i/N)^spacing) − 1 for i = 0…N−1, each at least one below the one before; spacing 1 is the even grid.
+inline std::vector<std::int64_t> spaced_timesteps(int num_steps, double spacing, int num_train_steps) {
+    std::vector<std::int64_t> timesteps = trailing_timesteps(num_steps, num_train_steps);
+    if (spacing == 1.0) return timesteps;
+    const double total = num_train_steps, count = num_steps;
+    for (std::size_t i = 1; i < timesteps.size(); ++i) {
+        const double done = exact_power(static_cast<double>(i) / count, spacing);
+        const auto listed = static_cast<std::int64_t>(std::nearbyint(total * (1.0 - done))) - 1;
+        timesteps[i] = std::min(listed, timesteps[i - 1] - 1);
+    }
+    return timesteps;
+}
+
 using Row = std::array<double, 6>;
 
-/// DDIM (Song et al. 2021, equations 12 and 16); ᾱ' belongs to t − T//N as in the official sampler.
+/// DDIM (Song et al. 2021, equations 12 and 16); ᾱ' belongs to t − T//N as in the official sampler, on a grid that is not
+/// even to the next timestep.
 inline std::vector<Row> ddim_rows(const std::vector<std::int64_t>& timesteps, const std::vector<double>& alphas,
                                   double eta) {
     const auto jump = static_cast<std::int64_t>(alphas.size() / timesteps.size());
+    const bool is_even =
+        timesteps == trailing_timesteps(static_cast<int>(timesteps.size()), static_cast<int>(alphas.size()));
     std::vector<Row> rows;
-    for (const std::int64_t timestep : timesteps) {
-        const std::int64_t previous = timestep - jump;
+    for (std::size_t i = 0; i < timesteps.size(); ++i) {
+        const std::int64_t timestep = timesteps[i];
+        const std::int64_t following = i + 1 < timesteps.size() ? timesteps[i + 1] : -1;
+        const std::int64_t previous = is_even ? timestep - jump : following;
         const double now = alphas[static_cast<std::size_t>(timestep)];
         const double after = previous >= 0 ? alphas[static_cast<std::size_t>(previous)] : 1.0;
         const double variance = eta * eta * (1.0 - after) / (1.0 - now) * (1.0 - now / after);
@@ -131,14 +149,15 @@ inline const Solver& find_solver(const std::string& name) {
 }
 
 /// The table of a solver. `num_steps` 1 to the model's training steps, `eta` 0 to 1, as checked before. Raises InputError.
-inline SolverPlan solver_plan(const std::string& name, int num_steps, double eta, const DiffusionConfig& diffusion) {
+inline SolverPlan solver_plan(const std::string& name, int num_steps, double eta, const DiffusionConfig& diffusion,
+                              double spacing = 1.0) {
     const Solver& solver = find_solver(name);
     if (eta > 0 && !solver.is_stochastic) {
         throw InputError("solver " + python_repr(name) + " adds no noise: eta must be 0, got " + python_float(eta) +
                          "; solvers with noise: ddim, dpmpp_2m_sde");
     }
     SolverPlan plan;
-    plan.timesteps = trailing_timesteps(num_steps, diffusion.num_train_steps);
+    plan.timesteps = spaced_timesteps(num_steps, spacing, diffusion.num_train_steps);
     for (const Row& row : solver.rows(plan.timesteps, alphas_cumprod(diffusion), eta)) {
         std::array<float, 6> rounded{};
         std::transform(row.begin(), row.end(), rounded.begin(), [](double value) { return static_cast<float>(value); });
