@@ -8,7 +8,6 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -76,17 +75,17 @@ diff: {num_train_timesteps: 1000, beta_schedule: scaled_linear, beta_start: 0.00
 
 
 @pytest.fixture(autouse=True)
-def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
-    """Imports a script as a run from its folder does; the floor is measured on little."""
+def benchmarks(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Scripts are imported as a run from their folder does, and forgotten; the floor is measured on little."""
     before = set(sys.modules)
     monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     measure = importlib.import_module("measure")
     monkeypatch.setattr(measure, "COPIED_BYTES", 1 << 20)
     monkeypatch.setattr(measure, "PRODUCT", (8, 64, 64))
-    yield importlib.import_module
-    names = {path.stem for path in (ROOT / "benchmarks").glob("*.py")}
+    yield
+    ours = {path.stem for path in (ROOT / "benchmarks").glob("*.py")} | {"src"}
     for name in set(sys.modules) - before:
-        if name.split(".")[0] in names | {"src"}:
+        if name.split(".")[0] in ours or type(sys.modules[name]).__name__ == "_Empty":
             del sys.modules[name]
 
 
@@ -140,7 +139,6 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(sys, "modules", sys.modules)
     return tmp_path / "checkout"
 
 
