@@ -111,7 +111,7 @@ class Bundle:
 
     def step(self, latents: Float32, timestep: int, guided: bool = True) -> Callable[[], Float32]:
         """One evaluation of the denoiser → velocity (1, C, L); what is computed once a clip is done beforehand."""
-        point = Point(latents, timestep, PROMPT, "" if guided else "_unguided")
+        point = Point(latents, timestep, PROMPT, "guided" if guided else "unguided")
         inputs = self.teacher.inputs(point)
         return lambda: self.sessions.run(point.graph, **inputs)["next_latents"]  # type: ignore[return-value]
 
@@ -119,7 +119,7 @@ class Bundle:
         """The same velocity by the same graphs with nothing computed ahead: in every step the keys and values of the
         prompt and the empty prompt at the full number of tokens, the modulation and the constant part of the first
         convolution; and attention to padded keys in both branches of guidance."""
-        point = Point(latents, timestep, PROMPT, "_negative")
+        point = Point(latents, timestep, PROMPT, "negative")
         inputs = self.teacher.inputs(point)
         states, mask = self.padded_states()
         given = {"given": np.zeros_like(latents), "mask": np.ones((1, latents.shape[2]), np.bool_)}

@@ -141,7 +141,7 @@ def test_candidates_keep_to_the_budget() -> None:
 def test_calibrating_writes_measured_presets(
     calibrate: Run, debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(calibration, "REFERENCE_STEPS", 12)
+    monkeypatch.setattr(calibration, "REFERENCE", replace(calibration.REFERENCE, num_steps=12))
     monkeypatch.setattr(calibration, "BUDGETS", {"fast": 7.0})
     own = shutil.copytree(debug_bundle, tmp_path / "own")
     before = read_manifest(own)
