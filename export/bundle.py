@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from ezaudio.checkpoints import ModelSource
-from ezaudio.export import graphs, lint, onnx_writer, precision, vae_graphs
+from ezaudio.export import cpu_fusions, graphs, lint, onnx_writer, precision, vae_graphs
 from ezaudio.export.certificate import Scope
 from ezaudio.export.graphs import GUIDANCE_MODES, Graph
 from ezaudio.export.samples import Sample, Sampler
@@ -49,6 +49,7 @@ class _Build:
     precision: str
     progress: Progress
     total: int
+    fused: bool
     graphs: dict[str, GraphEntry] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
 
@@ -59,6 +60,8 @@ class _Build:
         for graph, sample in parts:
             self.progress(f"exporting {graph.name}", len(self.graphs), self.total)
             model = onnx_writer.to_onnx(graph)
+            if self.fused:
+                cpu_fusions.apply(model)
             precision.apply(model, graph.name, self.precision)
             file = f"{graph.name}.onnx"
             onnx_writer.write(model, self.folder / file, weights)
@@ -184,11 +187,11 @@ def export_bundle(
         raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")
     with _replaced_folder(output) as folder:
         if target == "cpu":
-            _write_bundle(source, folder, precision_name, progress)
+            _write_bundle(source, folder, precision_name, progress, fused=True)
         else:
             reference = folder / "reference"
             reference.mkdir()
-            _write_bundle(source, reference, "fp32", progress)
+            _write_bundle(source, reference, "fp32", progress, fused=False)
             typed = folder / "typed"
             typed.mkdir()
             write_typed_bundle(reference, typed, precision_name, target, scope, progress)
@@ -218,9 +221,9 @@ def retype_bundle(
     return manifest.read_manifest(output, verify=False)
 
 
-def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress) -> None:
+def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress, fused: bool) -> None:
     controlled = "controlnet" in source.fills
-    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
+    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0), fused=fused)
     progress("loading", 0, build.total)
     source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
     build.add("denoiser", _dit_parts(source, Sampler(source.config)))
