@@ -49,7 +49,6 @@ class _Build:
     precision: str
     progress: Progress
     total: int
-    fused: bool
     graphs: dict[str, GraphEntry] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
 
@@ -60,7 +59,7 @@ class _Build:
         for graph, sample in parts:
             self.progress(f"exporting {graph.name}", len(self.graphs), self.total)
             model = onnx_writer.to_onnx(graph)
-            if self.fused:
+            if self.precision == "int8":  # for CPUs alone; in other precisions a bundle runs on every backend
                 cpu_fusions.apply(model)
             precision.apply(model, graph.name, self.precision)
             file = f"{graph.name}.onnx"
@@ -187,11 +186,11 @@ def export_bundle(
         raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")
     with _replaced_folder(output) as folder:
         if target == "cpu":
-            _write_bundle(source, folder, precision_name, progress, fused=True)
+            _write_bundle(source, folder, precision_name, progress)
         else:
             reference = folder / "reference"
             reference.mkdir()
-            _write_bundle(source, reference, "fp32", progress, fused=False)
+            _write_bundle(source, reference, "fp32", progress)
             typed = folder / "typed"
             typed.mkdir()
             write_typed_bundle(reference, typed, precision_name, target, scope, progress)
@@ -221,9 +220,9 @@ def retype_bundle(
     return manifest.read_manifest(output, verify=False)
 
 
-def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress, fused: bool) -> None:
+def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress) -> None:
     controlled = "controlnet" in source.fills
-    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0), fused=fused)
+    build = _Build(folder, precision_name, progress, total=9 + (3 + 6 if controlled else 0))
     progress("loading", 0, build.total)
     source.check_parts()  # before minutes of tracing: a checkpoint whose keys do not fit
     build.add("denoiser", _dit_parts(source, Sampler(source.config)))

@@ -1,7 +1,7 @@
 """Graph rewrites for ONNX Runtime's CPU provider: its fused operators, and products cut where their result is cut.
 
-A graph as traced holds standard operators only and stays the reference of every other target. `apply` rewrites one for
-CPU bundles, exactly but for the order of rounding:
+A graph as traced holds standard operators only: any backend runs it, and every other target is typed from it. `apply`
+rewrites one for int8 bundles, which are for CPUs alone; exactly but for the order of rounding:
 
 | traced | rewritten | why |
 |---|---|---|

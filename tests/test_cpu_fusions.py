@@ -11,6 +11,7 @@ import onnx
 import onnx_ir as ir
 import onnxruntime
 import pytest
+import torch
 
 from ezaudio.checkpoints import open_source
 from ezaudio.export import bundle, cpu_fusions, graphs, onnx_writer, precision
@@ -18,13 +19,15 @@ from ezaudio.export.onnx_writer import example_input
 from ezaudio.export.samples import Sample, Sampler
 from ezaudio.runtime.tensor_spec import TensorSpec
 
+Traced = dict[str, tuple[Path, Sample, list[TensorSpec]]]
+"""Guidance mode → the denoiser as traced, what PyTorch answers, and the inputs."""
+
 BLOCKS = 3  # of the debug model
-MODES = graphs.GUIDANCE_MODES
+MODES = ("guided", "unguided")
 
 
 @pytest.fixture(scope="module")
-def traced(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Sample, list[TensorSpec]]]:
-    """Guidance mode → the denoiser as traced, what PyTorch answers, and the inputs."""
+def traced(tmp_path_factory: pytest.TempPathFactory) -> Traced:
     source = open_source("debug", random_weights=True)
     dit, config = source.dit(), source.config
     blocks = dit.model.all_blocks()
@@ -58,22 +61,22 @@ def operators(model: ir.Model) -> Counter[str]:
     return Counter(node.op_type for node in model.graph)
 
 
+def weight_bytes(model: ir.Model) -> int:
+    return sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
+
+
 @pytest.mark.parametrize("mode", MODES)
-def test_fused_graphs_agree_with_pytorch(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], mode: str, tmp_path: Path
-) -> None:
+def test_fused_graphs_agree_with_pytorch(traced: Traced, mode: str, tmp_path: Path) -> None:
     path, sample, _ = traced[mode]
     checks = bundle.check_graph(fused(path, tmp_path), "denoiser", sample, "fp32")
-    assert max(check.relative_error for check in checks) < 1e-5  # 1.3e-6, and 1.1e-6 without fusions
+    assert max(check.relative_error for check in checks) < 1e-5  # 1.1e-6, and 1.2e-6 as traced
 
 
 @pytest.mark.parametrize("frames", [1, 2, 77])
-@pytest.mark.parametrize("mode", ["guided", "unguided"])
+@pytest.mark.parametrize("mode", MODES)
 def test_fused_graphs_agree_with_traced_ones_at_other_sizes(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], mode: str, frames: int, tmp_path: Path
+    traced: Traced, mode: str, frames: int, tmp_path: Path
 ) -> None:
-    import torch
-
     path, _, specs = traced[mode]
     generator = torch.Generator().manual_seed(frames)
     sizes = {"batch": 1, "frames": frames, "tokens": 4}
@@ -83,30 +86,25 @@ def test_fused_graphs_agree_with_traced_ones_at_other_sizes(
         for file in (path, fused(path, tmp_path))
     )
     for a, b in zip(got, expected, strict=True):
-        assert bundle.relative_error(a, b) < 1e-5  # 1.5e-6
+        assert bundle.relative_error(a, b) < 2e-6  # 2.7e-7
 
 
-def test_every_block_gets_the_fused_operators(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], tmp_path: Path
-) -> None:
+def test_every_block_gets_the_fused_operators(traced: Traced, tmp_path: Path) -> None:
     path, _, _ = traced["guided"]
     before, after = ir.load(path), ir.load(fused(path, tmp_path))
     count = operators(after)
     assert count["MultiHeadAttention"] == BLOCKS
     assert count["RotaryEmbedding"] == 2 * BLOCKS
     assert count["Softmax"] == BLOCKS  # of cross-attention, over few keys
-    assert count["MatMul"] == operators(before)["MatMul"] + BLOCKS * (2 - 2 + 1)
+    # Three products for one and two for one; two of attention are gone.
+    assert count["MatMul"] == operators(before)["MatMul"] + BLOCKS * (2 + 1 - 2)
     added = {node.op_type for node in after.graph if node.domain}
     assert added == cpu_fusions.OPERATORS
     assert after.opset_imports == {"": onnx_writer.OPSET, cpu_fusions.DOMAIN: 1}
-    size = {name: sum(v.const_value.nbytes for v in m.graph.initializers.values() if v.const_value is not None)
-            for name, m in (("before", before), ("after", after))}  # fmt: skip
-    assert size["after"] == pytest.approx(size["before"], abs=256)
+    assert weight_bytes(after) == pytest.approx(weight_bytes(before), abs=256)
 
 
-def test_onnx_runtime_runs_what_was_chosen(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], tmp_path: Path
-) -> None:
+def test_onnx_runtime_runs_what_was_chosen(traced: Traced, tmp_path: Path) -> None:
     """Its own optimiser undoes nothing, and adds none of the fused operators that take longer."""
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
@@ -117,7 +115,7 @@ def test_onnx_runtime_runs_what_was_chosen(
     assert count["BiasGelu"] == count["SkipLayerNormalization"] == 0
 
 
-def test_applying_twice_changes_nothing(traced: dict[str, tuple[Path, Sample, list[TensorSpec]]]) -> None:
+def test_applying_twice_changes_nothing(traced: Traced) -> None:
     model = ir.load(traced["guided"][0])
     cpu_fusions.apply(model)
     before = operators(model)
@@ -125,14 +123,12 @@ def test_applying_twice_changes_nothing(traced: dict[str, tuple[Path, Sample, li
     assert operators(model) == before
 
 
-def test_int8_multiplies_the_parts_as_integers(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_int8_multiplies_the_parts_as_integers(traced: Traced, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(precision, "MIN_INT8_INPUTS", 8)
     path, sample, _ = traced["guided"]
     quantized = fused(path, tmp_path, "int8")
     checks = bundle.check_graph(quantized, "denoiser", sample, "int8")
-    assert max(check.relative_error for check in checks) < 1.5e-1  # 6.8e-2, and 6.7e-2 without fusions
+    assert max(check.relative_error for check in checks) < 1.5e-1  # 6.7e-2, and 6.7e-2 without fusions
     count = operators(ir.load(quantized))
     # An input is quantised once for all its products: q, k and v, value and gate.
     assert count["MatMulInteger"] - count["DynamicQuantizeLinear"] == 3 * BLOCKS
@@ -160,9 +156,7 @@ def _masked(model: ir.Model) -> None:
 
 
 @pytest.mark.parametrize(("change", "kept"), [(_swap_rope_halves, 1), (_later_positions, BLOCKS), (_masked, 1)])
-def test_what_looks_similar_stays(
-    traced: dict[str, tuple[Path, Sample, list[TensorSpec]]], change: Callable[[ir.Model], None], kept: int
-) -> None:
+def test_what_looks_similar_stays(traced: Traced, change: Callable[[ir.Model], None], kept: int) -> None:
     model = ir.load(traced["guided"][0])
     change(model)
     cpu_fusions.apply(model)
