@@ -7,6 +7,7 @@ by layer, so that every chunk decodes just the frames it needs and equals the wh
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -64,7 +65,7 @@ def decode_parts(decode: Callable[[Float32], Float32], latents: Float32, num_sam
     if count <= 1:
         return decode(latents)[0, :num_samples]
     bounds = [num_samples * part // count for part in range(count + 1)]
-    return np.concatenate([_decode_span(decode, latents, *bounds[part : part + 2], vae) for part in range(count)])
+    return np.concatenate([_decode_span(decode, latents, begin, end, vae) for begin, end in pairwise(bounds)])
 
 
 def _decode_span(
