@@ -15,8 +15,10 @@ import torch
 
 from ezaudio.checkpoints import open_source
 from ezaudio.export import bundle, cpu_fusions, graphs, onnx_writer, precision
+from ezaudio.export.lint import Subject, lint_graph
 from ezaudio.export.onnx_writer import example_input
 from ezaudio.export.samples import Sample, Sampler
+from ezaudio.runtime.manifest import GraphEntry
 from ezaudio.runtime.tensor_spec import TensorSpec
 
 Traced = dict[str, tuple[Path, Sample, list[TensorSpec]]]
@@ -102,6 +104,18 @@ def test_every_block_gets_the_fused_operators(traced: Traced, tmp_path: Path) ->
     assert added == cpu_fusions.OPERATORS
     assert after.opset_imports == {"": onnx_writer.OPSET, cpu_fusions.DOMAIN: 1}
     assert weight_bytes(after) == pytest.approx(weight_bytes(before), abs=256)
+
+
+@pytest.mark.parametrize(("precision_name", "rules"), [("int8", set()), ("fp32", {"opset"})])
+def test_the_linter_lets_them_pass_in_int8_alone(
+    traced: Traced, precision_name: str, rules: set[str], tmp_path: Path
+) -> None:
+    path, _, inputs = traced["unguided"]
+    model = ir.load(fused(path, tmp_path))
+    outputs = [TensorSpec(str(value.name), "float32", inputs[0].shape) for value in model.graph.outputs]
+    entry = GraphEntry(path.name, tuple(inputs), tuple(outputs))
+    findings = lint_graph(Subject(path.stem, model, entry, precision_name, typed=False))
+    assert {finding.rule for finding in findings} == rules
 
 
 def test_onnx_runtime_runs_what_was_chosen(traced: Traced, tmp_path: Path) -> None:
