@@ -19,7 +19,7 @@ import numpy as np
 import onnxruntime
 
 from ezaudio.checkpoints import ModelSource
-from ezaudio.export import graphs, lint, onnx_writer, precision, vae_graphs
+from ezaudio.export import cpu_fusions, graphs, lint, onnx_writer, precision, vae_graphs
 from ezaudio.export.certificate import Scope
 from ezaudio.export.graphs import Graph
 from ezaudio.export.samples import Sample, Sampler
@@ -59,6 +59,8 @@ class _Build:
         for graph, cases in parts:
             self.progress(f"exporting {graph.name}", len(self.graphs), self.total)
             model = onnx_writer.to_onnx(graph)
+            if self.precision == "int8":  # for CPUs alone; in other precisions a bundle runs on every backend
+                cpu_fusions.apply(model)
             precision.apply(model, graph.name, self.precision)
             file = f"{graph.name}.onnx"
             onnx_writer.write(model, self.folder / file, weights)

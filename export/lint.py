@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import onnx_ir as ir
 
-from ezaudio.export import policy
+from ezaudio.export import cpu_fusions, policy
 from ezaudio.export.onnx_writer import OPSET
 from ezaudio.export.policy import CONVERSIONS, FP32, HALF_OPERATORS, MOVES
 from ezaudio.runtime.errors import BundleError
@@ -101,15 +101,16 @@ def refuse(findings: list[Finding]) -> None:
 
 
 def _opset(subject: Subject) -> Found:
-    imports = subject.model.opset_imports
-    if imports != {"": OPSET}:
-        yield "graph", f"opset is {dict(imports)}, expected {OPSET} and no other domain"
+    fused = subject.precision == "int8" and not subject.typed  # for ONNX Runtime's CPU provider alone
+    imports = dict(subject.model.opset_imports)
+    if imports != {"": OPSET} and not (fused and imports == {"": OPSET, cpu_fusions.DOMAIN: 1}):
+        yield "graph", f"opset is {imports}, expected {OPSET} and no other domain"
     if subject.model.ir_version not in IR_VERSIONS:
         yield "graph", f"IR version is {subject.model.ir_version}, expected one of {IR_VERSIONS}"
     if subject.model.functions:
         yield "graph", f"has {len(subject.model.functions)} functions, expected none"
     for node in subject.model.graph:
-        if node.domain:
+        if node.domain and not (fused and node.domain == cpu_fusions.DOMAIN and node.op_type in cpu_fusions.OPERATORS):
             yield str(node.name), f"operator {node.domain}.{node.op_type} is no standard one"
 
 
