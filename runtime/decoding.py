@@ -62,8 +62,6 @@ def decode_chunks(
 def decode_parts(decode: Callable[[Float32], Float32], latents: Float32, num_samples: int, vae: VAEConfig) -> Float32:
     """All samples (T,) at once: whole, or in as few equal parts as keep each to LONGEST_PART_S."""
     count = -(-num_samples // (LONGEST_PART_S * vae.sample_rate))
-    if count <= 1:
-        return decode(latents)[0, :num_samples]
     bounds = [num_samples * part // count for part in range(count + 1)]
     return np.concatenate([_decode_span(decode, latents, begin, end, vae) for begin, end in pairwise(bounds)])
 

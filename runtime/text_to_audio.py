@@ -13,7 +13,7 @@ import numpy as np
 from ezaudio.runtime.backends import choose_backend, open_sessions
 from ezaudio.runtime.bundle_store import find_bundle
 from ezaudio.runtime.conditioning import Conditioning
-from ezaudio.runtime.decoding import decode_chunks
+from ezaudio.runtime.decoding import decode_chunks, decode_parts
 from ezaudio.runtime.denoising import Evaluation, StepGraph
 from ezaudio.runtime.editing import CONTEXT_S, Window, check_audio, model_input, splice
 from ezaudio.runtime.energy import energy_contour
@@ -382,7 +382,7 @@ class TextToAudio:
         """Samples (T,) of latents (1, C, L)."""
         num_samples = round(settings.duration_s * self.sample_rate)
         if on_audio is None:
-            samples = self._decoded(latents, settings)[0, :num_samples]
+            samples = decode_parts(lambda part: self._decoded(part, settings), latents, num_samples, self.config.vae)
             self._close()
             return samples
         chunks = []

@@ -94,6 +94,13 @@ def test_files_are_the_same_bytes(cpp: CPipeline, model: TextToAudio, solver: st
         assert (tmp_path / "cpp.wav").read_bytes() == expected, prompt
 
 
+def test_a_clip_that_is_decoded_in_parts_is_the_same_bytes(cpp: CPipeline, model: TextToAudio, tmp_path: Path) -> None:
+    given = {"num_steps": 1, "duration_s": 23.17, "seed": 5}
+    cpp.generate("rain", tmp_path / "cpp.wav", **given)
+    expected = written_by_python(tmp_path / "python.wav", model, model.generate("rain", **given))
+    assert (tmp_path / "cpp.wav").read_bytes() == expected
+
+
 @pytest.mark.parametrize("given", [{}, {"num_steps": 7, "guidance_scale": 2.0, "negative_prompt": "hum"}], ids=str)
 @pytest.mark.parametrize("preset", PRESETS)
 def test_files_of_presets_are_the_same_bytes(

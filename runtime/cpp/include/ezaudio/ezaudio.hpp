@@ -373,19 +373,16 @@ private:
     std::vector<float> decode(const detail::Tensor& latents, const Settings& settings, std::size_t item,
                               const GenerateOptions& options) {
         const std::int64_t total = num_samples(settings), frames = latents.shape[2], hop = config().vae.hop();
+        const bool is_heard = static_cast<bool>(options.on_audio);
+        const std::int64_t rate = config().vae.sample_rate;
         std::vector<float> samples;
-        if (!options.on_audio) {
-            samples = decode_span(latents, {0, frames}, {0, total}, settings);
-            close();
-            return samples;
-        }
-        for (const detail::Span chunk : detail::chunk_bounds(total, config().vae.sample_rate)) {
+        for (const detail::Span chunk : is_heard ? detail::chunk_bounds(total, rate) : detail::part_bounds(total, rate)) {
             detail::Span span = detail::latent_span(chunk, config().vae);
             span = {std::max<std::int64_t>(span.begin, 0), std::min(span.end, frames)};
             const std::int64_t offset = span.begin * hop;
             const auto part = decode_span(latents, span, {chunk.begin - offset, chunk.end - offset}, settings);
             samples.insert(samples.end(), part.begin(), part.end());
-            if (!options.on_audio(item, part.data(), part.size())) {
+            if (is_heard && !options.on_audio(item, part.data(), part.size())) {
                 throw CancelledError("cancelled after sample " + std::to_string(samples.size()) + " of " +
                                      std::to_string(total));
             }
