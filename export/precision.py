@@ -4,7 +4,7 @@
 |---|---|---|---|
 | fp32 | fp32 | fp32 | reference |
 | fp16, bf16 | half | fp32 | downloads, disk |
-| int8 | a step's: int8 per output channel; the rest: 8 bits in blocks | a step's: integers; the rest: fp32 | speed |
+| int8 | a step's: int8 per channel; the rest: 8 or 16 bits in blocks | a step's: integers; the rest: fp32 | speed |
 | w8 | 8 bits in blocks of 32 inputs | a step's: activations in blocks of 8 bits; the rest: fp32 | memory |
 | w4 | a step's: 4 bits in blocks of 32 inputs; the rest: as w8 | as w8 | the least memory |
 
@@ -51,19 +51,22 @@ def has_integer_products(graph_name: str) -> bool:
     return graph_name in STEP_GRAPHS
 
 
-def apply(model: ir.Model, graph_name: str, precision: str, levels: Mapping[str, str] = {}) -> None:  # noqa: B006
+def apply(
+    model: ir.Model, graph_name: str, precision: str, levels: Mapping[str, str] | None = None, wide: bool = False
+) -> None:
     """Rewrite the graph in place for a precision.
 
     Args:
-        levels: int8 only. Name of a weight → WIDE or FP32, of the products that int8 would damage too much.
+        levels: of the graphs of a step in int8. Name of a weight → WIDE or FP32, where int8 would damage too much.
+        wide: of the other graphs in int8, w8 and w4: weights in 16 bits, as two of 8.
     """
     if precision == "int8" and has_integer_products(graph_name):
-        quantize_products(model, levels)
+        quantize_products(model, levels or {})
         return
     if precision in STEP_BITS and has_integer_products(graph_name):
         quantize_weights(model, STEP_BITS[precision], INT8_ACTIVATIONS)
     elif precision in ("int8", "w8", "w4"):
-        quantize_weights(model, OTHER_BITS, FP32_ACTIVATIONS)
+        quantize_weights(model, OTHER_BITS, FP32_ACTIVATIONS, wide)
     if precision != "fp32":
         store_half(model, "bf16" if precision == "bf16" else "fp16")
 
@@ -135,16 +138,36 @@ def _cast_to_float(value: ir.Value, name: str) -> ir.Node:
     return cast
 
 
-def quantize_weights(model: ir.Model, bits: int, accuracy_level: int) -> None:
-    """x @ W → MatMulNBits: codes of 4 or 8 bits, one scale for each output and BLOCK inputs, activations not stored."""
+def quantize_weights(model: ir.Model, bits: int, accuracy_level: int, wide: bool = False) -> None:
+    """x @ W → MatMulNBits: codes of 4 or 8 bits, one scale for each output and BLOCK inputs.
+
+    Args:
+        wide: add a second one, of what the codes leave over.
+    """
     for node, w in products(model):
         assert w.const_value is not None
-        codes, scales = blockwise_codes(w.const_value.numpy(), bits)
-        inputs, outputs = w.const_value.shape.numpy()
-        stored = [_initializer(model, f"{w.name}.w{bits}", codes), _initializer(model, f"{w.name}.scales", scales)]
+        weight = w.const_value.numpy()
+        inputs, outputs = weight.shape
         settings = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": accuracy_level}
-        _replace(model, node, [ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN)], w)
+        new: list[ir.Node] = []
+        for name in (f"{w.name}.w{bits}", f"{w.name}.rest.w{bits}")[: 2 if wide else 1]:
+            codes, scales = blockwise_codes(weight, bits)
+            stored = [_initializer(model, name, codes), _initializer(model, f"{name}.scales", scales)]
+            new.append(ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN))
+            if wide:
+                weight = weight - blockwise_weight(codes, scales, bits)[:inputs]
+        if wide:
+            new.append(ir.node("Add", [part.outputs[0] for part in new]))
+        _replace(model, node, new, w)
         model.graph.opset_imports[DOMAIN] = 1
+
+
+def blockwise_weight(codes: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of `blockwise_codes`, inputs padded to whole blocks."""
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)
+    numbers = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[:, :, None]
+    return np.ascontiguousarray(numbers.reshape(len(codes), -1).T)
 
 
 def blockwise_codes(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:

@@ -1,4 +1,4 @@
-"""Precisions of bundles for CPUs: weights in fewer bits, products of integers, and the scan that spares some of them."""
+"""Precisions for CPUs: weights in fewer bits, products of integers, and the scan that spares some of them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from ezaudio.runtime.teacher_forcing import TeacherForced
 PROMPTS = ("rain", "a dog barks", "bells")
 
 # Relative L2 of the debug model's velocity after guidance, with what was measured.
-VELOCITY_ERROR = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1.5e-2, "int8": 8e-2, "w8": 4e-2, "w4": 4e-1}
+VELOCITY_ERROR = {"fp32": 1e-6, "fp16": 2e-3, "bf16": 1.5e-2, "int8": 8e-2, "w8": 6e-2, "w4": 5e-1}
 
 
 @pytest.fixture(autouse=True)
@@ -38,7 +38,9 @@ def small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(debug_bundle: Path) -> list[sensitivity.Question]:
     """The debug model's velocities in fp32: every prompt at one of three timesteps."""
     manifest = read_manifest(debug_bundle, verify=False)
-    system = TeacherForced(GraphSessions(debug_bundle, manifest, 1, "onnxruntime"), debug_bundle, manifest.config, PROMPTS)
+    system = TeacherForced(
+        GraphSessions(debug_bundle, manifest, 1, "onnxruntime"), debug_bundle, manifest.config, PROMPTS
+    )
     latents = sensitivity.clean_latents(system, PROMPTS, seed=0)
     found = sensitivity.points(system, latents, PROMPTS, num_timesteps=3, seed=0)
     assert [point.timestep for point in found] == [999, 499, 249]  # the plan's first, one between, and its last
@@ -95,6 +97,16 @@ def test_weights_in_blocks(bits: int, bound: float) -> None:
     assert measure(got, x @ weight)[1] < bound
     assert not got[:, 3].any()
     assert "w" not in model.graph.initializers
+
+
+def test_weights_in_two_parts() -> None:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((70, 24)).astype(np.float32)
+    x = generator.standard_normal((5, 70)).astype(np.float32)
+    for bits, bound in ((8, 3e-5), (4, 8e-3)):  # measured: 1.8e-5, 5.5e-3
+        model = product(weight)
+        precision.quantize_weights(model, bits, precision.FP32_ACTIVATIONS, wide=True)
+        assert measure(run(model, x), x @ weight)[1] < bound
 
 
 def test_wide_activations_survive_an_outlier() -> None:
@@ -187,7 +199,9 @@ def test_bundles_derived_from_fp32(debug_bundle: Path, name: str, tmp_path: Path
     assert any(check.output == "velocity, guided, 1 − cosine" for check in manifest.checks)
     model = onnx.load(tmp_path / "denoiser.onnx", load_external_data=False)
     scans = [json.loads(entry.value) for entry in model.metadata_props if entry.key == cpu_bundle.SCAN_KEY]
-    assert [scan.keys() for scan in scans] == ([{"levels", "damage", "growth", "before", "after"}] if name == "int8" else [])
+    assert [scan.keys() for scan in scans] == (
+        [{"levels", "damage", "growth", "before", "after"}] if name == "int8" else []
+    )
 
 
 def test_weight_only_precisions_are_for_cpus(source: ModelSource, tmp_path: Path) -> None:
