@@ -27,7 +27,7 @@ from ezaudio.runtime.session import GraphSessions
 from ezaudio.runtime.teacher_forcing import MODES, Point, TeacherForced
 
 if TYPE_CHECKING:
-    from ezaudio.runtime.teacher_forcing import Float32
+    from ezaudio.runtime.teacher_forcing import Array, Float32
 
 DERIVED = ("int8", "w8", "w4")
 SCAN_PROMPTS = CORPUS[2::4]
@@ -112,7 +112,7 @@ def _fits(system: TeacherForced, reference: Path, name: str, model: ir.Model) ->
     session = open_session(ir.to_proto(model), reference, None)
     for text in (*SCAN_PROMPTS, *PROMPTS):
         ids = np.array([system.conditioning.tokenizer.encode(text).ids], np.int64)
-        inputs = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
         if name != "text_encoder":
             inputs = {"text_states": system.conditioning.text(text).states}
         expected = system.sessions.run(name, **inputs)

@@ -116,7 +116,7 @@ def store_half(model: ir.Model, precision: str) -> None:
                 rows = node.outputs[0]
                 cast = _cast_to_float(rows, f"{rows.name}.wide")
                 rows.replace_all_uses_with(cast.outputs[0])
-                rows.dtype = stored.dtype
+                rows.type = stored.type
                 cast.replace_input_with(0, rows)
                 model.graph.insert_after(node, cast)
         else:
@@ -247,7 +247,7 @@ def _left_over(model: ir.Model, before: ir.Node, x: ir.Value, part: tuple[ir.Val
 def _replace(model: ir.Model, node: ir.Node, new: list[ir.Node], weight: ir.Value) -> None:
     """Put nodes, the last of which gives the result, in the place of a product; drop its weight when unused."""
     result = new[-1].outputs[0]
-    result.dtype, result.shape = node.outputs[0].dtype, node.outputs[0].shape
+    result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
     model.graph.insert_before(node, new)
     node.outputs[0].replace_all_uses_with(result)
     model.graph.remove(node, safe=True)

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 MIN_COSINE = 0.999
 MAX_GROWTH = 0.5  # of the time of all products, for the sake of MIN_COSINE
-FIRST_SHARE = 0.75  # of the error that MIN_COSINE allows, on the scan's own prompts: others are a little worse
+FIRST_SHARE = 0.6  # of the error that MIN_COSINE allows, on the prompts of the scan: others are a little worse
 TRIES = 4
 DURATION_S = 2.0
 STEPS = 8  # of the loop that makes a clean latent
@@ -116,7 +116,7 @@ def points(
     usual = solver_plan(config.defaults.solver, config.defaults.num_steps, config.defaults.eta, config.diffusion)
     chosen = usual.timesteps[np.unique(np.linspace(0, usual.num_steps - 1, num_timesteps).round().astype(int))].tolist()
     squared = alphas_cumprod(config.diffusion)
-    found = []
+    found: list[Point] = []
     for index, timestep in enumerate(chosen):
         signal, deviation = (np.float32(np.sqrt(share)) for share in (squared[timestep], 1 - squared[timestep]))
         for prompt in prompts[index::num_timesteps]:
