@@ -31,9 +31,10 @@ Examples:
   ezaudio-export --model l --random-weights -o random/   # right size and speed, meaningless sound: for benchmarks
   ezaudio-export --precision fp16 --target tensorrt-rtx --compute-capability 8.9   # with engines for an RTX 40
 
-Precisions: fp32; fp16 and bf16 halve the files and compute in fp32 on a CPU; int8 makes every step's products integer
-ones, the fastest on a CPU. Each graph is run against the PyTorch module it came from; the table of errors is printed
-and kept in the manifest, and an export beyond the tolerance fails. The folder appears when all is done, not before.
+Precisions: fp32; fp16 and bf16 halve the files and compute in fp32 on a CPU; int8 makes a step's products integer ones,
+the fastest on a CPU, and finds out which of them need more bits; w8 and w4 keep weights of 8 and 4 bits in memory. Each
+graph is run against the PyTorch module it came from, or the fp32 graph; the table of errors is printed and kept in the
+manifest, and an export beyond the tolerance fails. The folder appears when all is done, not before.
 
 With --target tensorrt the graphs' own types say what computes in fp16, bf16 or int8. They are certified against fp32
 over a set of prompts: about a minute for nano, much longer for l. What is not certified is not written. ezaudio-verify

@@ -222,11 +222,17 @@ def _keep_from_sum(graph: ir.Graph, norm: ir.Node) -> None:
 
 
 def _cut(graph: ir.Graph, whole: ir.Value, names: tuple[str, ...]) -> list[ir.Value]:
-    """A constant → equal parts of its last dimension: blocks.0.attn.qkv.weight → blocks.0.attn.q.weight, …"""
+    """A constant → equal parts of its last dimension: blocks.0.attn.qkv.weight → blocks.0.attn.qkv.q.weight, …"""
     assert whole.const_value is not None
     module, parameter = str(whole.name).rsplit(".", 1)
     parts = np.split(np.atleast_2d(whole.const_value.numpy()), len(names), axis=-1)  # views: no second copy in memory
     return [_constant(graph, f"{module}.{name}.{parameter}", part) for name, part in zip(names, parts, strict=True)]
+
+
+def whole_of(name: str) -> str:
+    """What a constant was called before `_cut`: blocks.0.attn.qkv.q.weight → blocks.0.attn.qkv.weight."""
+    part, _, parameter = name.rpartition(".")
+    return f"{part.rpartition('.')[0]}.{parameter}"
 
 
 def _constant(graph: ir.Graph, name: str, array: np.ndarray) -> ir.Value:

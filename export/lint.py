@@ -51,7 +51,9 @@ SHAPE_INPUTS = {
 
 IR_DTYPES = {"float32": ir.DataType.FLOAT, "int64": ir.DataType.INT64, "bool": ir.DataType.BOOL}
 ALLOWED_DTYPES = frozenset((ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.INT32, ir.DataType.BOOL))
-HALF_DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16, "int8": ir.DataType.FLOAT16}
+HALF_DTYPES = {"bf16": ir.DataType.BFLOAT16}  # of a precision; fp16 of all others but fp32
+CPU_PRECISIONS = ("int8", "w8", "w4")  # untyped graphs in these are for ONNX Runtime's CPU provider alone
+OWN_OPERATORS = cpu_fusions.OPERATORS | {"MatMulNBits"}
 INT8_DTYPES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
 
 
@@ -101,24 +103,24 @@ def refuse(findings: list[Finding]) -> None:
 
 
 def _opset(subject: Subject) -> Found:
-    fused = subject.precision == "int8" and not subject.typed  # for ONNX Runtime's CPU provider alone
+    own = OWN_OPERATORS if subject.precision in CPU_PRECISIONS and not subject.typed else frozenset()
     imports = dict(subject.model.opset_imports)
-    if imports != {"": OPSET} and not (fused and imports == {"": OPSET, cpu_fusions.DOMAIN: 1}):
+    if imports != {"": OPSET} and not (own and imports == {"": OPSET, cpu_fusions.DOMAIN: 1}):
         yield "graph", f"opset is {imports}, expected {OPSET} and no other domain"
     if subject.model.ir_version not in IR_VERSIONS:
         yield "graph", f"IR version is {subject.model.ir_version}, expected one of {IR_VERSIONS}"
     if subject.model.functions:
         yield "graph", f"has {len(subject.model.functions)} functions, expected none"
     for node in subject.model.graph:
-        if node.domain and not (fused and node.domain == cpu_fusions.DOMAIN and node.op_type in cpu_fusions.OPERATORS):
+        if node.domain and not (node.domain == cpu_fusions.DOMAIN and node.op_type in own):
             yield str(node.name), f"operator {node.domain}.{node.op_type} is no standard one"
 
 
 def _types(subject: Subject) -> Found:
     allowed = set(ALLOWED_DTYPES)
     if subject.precision != "fp32":
-        allowed.add(HALF_DTYPES[subject.precision])
-    if subject.precision == "int8":
+        allowed.add(HALF_DTYPES.get(subject.precision, ir.DataType.FLOAT16))
+    if subject.precision in ("int8", "w8", "w4"):
         allowed |= INT8_DTYPES
     values = [*subject.model.graph.initializers.values()]
     values += [value for node in subject.model.graph for value in node.outputs]

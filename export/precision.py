@@ -1,25 +1,47 @@
-"""Precisions: how a graph's weights are stored and which products run in int8.
+"""Precisions of bundles for CPUs: how weights are stored, and what the large products compute in.
 
-`fp16` and `bf16` halve the files; a Cast widens each weight when the graph is loaded, because half-precision arithmetic
-is slower than fp32 on CPUs. `int8` makes the denoiser's products integer ones (weights per output channel, activations
-quantised as they come) and stores everything else in fp16: the text encoder and the VAE run once a clip, and int8 would
-cost them quality for nothing.
+| precision | weights of large products | computed | for |
+|---|---|---|---|
+| fp32 | fp32 | fp32 | reference |
+| fp16, bf16 | half | fp32 | downloads, disk |
+| int8 | a step's: int8 per channel; the rest: 8 or 16 bits in blocks | a step's: integers; the rest: fp32 | speed |
+| w8 | 8 bits in blocks of 32 inputs | a step's: activations in blocks of 8 bits; the rest: fp32 | memory |
+| w4 | a step's: 4 bits in blocks of 32 inputs; the rest: as w8 | as w8 | the least memory |
+
+Half-precision arithmetic is slower than fp32 on CPUs, so a Cast widens half-precision weights once, when a graph is
+loaded. Weights in blocks stay as they are in memory (MatMulNBits of com.microsoft). All other weights are fp16 in the
+last three. A product is a MatMul with a constant matrix on its right, in whatever surroundings.
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
 
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from ezaudio.runtime.bundle_store import PRECISIONS as PRECISIONS
 from ezaudio.runtime.errors import BundleError
 
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")
 STEP_GRAPHS = ("denoiser", "denoiser_shallow", "denoiser_controlled", "controlnet")
 
 MIN_HALF_VALUES = 4096  # below this a tensor is a bias, a norm or a small table, and its bytes do not matter
 KEEP_FP32 = ("embedding.", "final_linear.", "final_layer.")  # RoPE tables, and the layers next to the latents
 MIN_INT8_INPUTS = 64
+
+BLOCK = 32  # inputs that share a scale; 8 bits: 0.5 % error with 32, 0.64 % with 128
+STEP_BITS = {"w8": 8, "w4": 4}
+OTHER_BITS = 8  # with 4, nano's text states are off by 19 %
+# MatMulNBits' accuracy_level: 1 multiplies in fp32, 4 in int8 with one scale for every 32 activations of a row.
+FP32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4
+DOMAIN = "com.microsoft"
+
+INT8, WIDE, FP32 = "int8", "wide", "fp32"
+"""Levels of a product in an int8 bundle. WIDE: activations in 16 bits, as two products of 8."""
+COST = {INT8: 1.0, WIDE: 2.2, FP32: 3.5}
+"""Time of a product relative to INT8: 4096 → 1024 over 1000 rows took 11.0, 24.7 and 38.6 ms of an EPYC's core."""
 
 _HALF = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
@@ -29,11 +51,23 @@ def has_integer_products(graph_name: str) -> bool:
     return graph_name in STEP_GRAPHS
 
 
-def apply(model: ir.Model, graph_name: str, precision: str) -> None:
-    """Rewrite the graph in place for a precision."""
+def apply(
+    model: ir.Model, graph_name: str, precision: str, levels: Mapping[str, str] | None = None, wide: bool = False
+) -> None:
+    """Rewrite the graph in place for a precision.
+
+    Args:
+        levels: of the graphs of a step in int8. Name of a weight → WIDE or FP32, where int8 would damage too much.
+        wide: of the other graphs in int8, w8 and w4: weights in 16 bits, as two of 8.
+    """
     if precision == "int8" and has_integer_products(graph_name):
-        quantize_products(model)
-    elif precision != "fp32":
+        quantize_products(model, levels or {})
+        return
+    if precision in STEP_BITS and has_integer_products(graph_name):
+        quantize_weights(model, STEP_BITS[precision], INT8_ACTIVATIONS)
+    elif precision in ("int8", "w8", "w4"):
+        quantize_weights(model, OTHER_BITS, FP32_ACTIVATIONS, wide)
+    if precision != "fp32":
         store_half(model, "bf16" if precision == "bf16" else "fp16")
 
 
@@ -41,8 +75,23 @@ def _is_kept(name: str) -> bool:
     return name.startswith(KEEP_FP32)
 
 
+def products(model: ir.Model) -> list[tuple[ir.Node, ir.Value]]:
+    """The large products of a graph, in order: the MatMul and its constant right side (in, out)."""
+    found = []
+    for node in model.graph:
+        weight = node.inputs[1] if node.op_type == "MatMul" else None
+        if weight is None or weight.const_value is None or weight.name is None or _is_kept(weight.name):
+            continue
+        if len(weight.const_value.shape) == 2 and weight.const_value.shape.numpy()[0] >= MIN_INT8_INPUTS:
+            found.append((node, weight))
+    return found
+
+
 def store_half(model: ir.Model, precision: str) -> None:
     """Store large float32 weights in half precision behind a Cast to float32.
+
+    ONNX Runtime folds a Cast of a constant when it loads the graph. Of a table, the rows that were looked up are cast
+    instead, so that it stays half as large in memory.
 
     Raises BundleError where a weight is beyond the largest number of that precision.
     """
@@ -51,7 +100,7 @@ def store_half(model: ir.Model, precision: str) -> None:
     for name, value in list(model.graph.initializers.items()):
         tensor = value.const_value
         assert tensor is not None
-        if tensor.dtype != ir.DataType.FLOAT or tensor.size < MIN_HALF_VALUES or _is_kept(name):
+        if tensor.dtype != ir.DataType.FLOAT or tensor.size < MIN_HALF_VALUES or _is_kept(name) or _is_scale(value):
             continue
         array = tensor.numpy()
         largest = float(np.abs(array).max())
@@ -60,49 +109,150 @@ def store_half(model: ir.Model, precision: str) -> None:
                 f"weight {name!r} reaches {largest:.3g}, beyond {precision}'s {limit:.3g}: use --precision fp32"
             )
         stored = _initializer(model, f"{name}.{precision}", array.astype(dtype))
-        cast = ir.node("Cast", [stored], {"to": int(ir.DataType.FLOAT)})
-        cast.outputs[0].name, cast.outputs[0].dtype, cast.outputs[0].shape = (
-            f"{name}.wide",
-            ir.DataType.FLOAT,
-            value.shape,
-        )
-        _replace_initializer(model, name, cast)
+        lookups = [node for node, index in value.uses() if node.op_type == "Gather" and index == 0]
+        if len(lookups) == len(value.uses()):
+            for node in lookups:
+                node.replace_input_with(0, stored)
+                rows = node.outputs[0]
+                cast = _cast_to_float(rows, f"{rows.name}.wide")
+                rows.replace_all_uses_with(cast.outputs[0])
+                rows.type = stored.type
+                cast.replace_input_with(0, rows)
+                model.graph.insert_after(node, cast)
+        else:
+            cast = _cast_to_float(stored, f"{name}.wide")
+            value.replace_all_uses_with(cast.outputs[0])
+            model.graph.insert_before(model.graph[0], cast)
+        del model.graph.initializers[name]
 
 
-def quantize_products(model: ir.Model) -> None:
+def _is_scale(value: ir.Value) -> bool:
+    """Whether a value is what quantised weights are multiplied by."""
+    return any(node.op_type == "MatMulNBits" for node, _ in value.uses())
+
+
+def _cast_to_float(value: ir.Value, name: str) -> ir.Node:
+    cast = ir.node("Cast", [value], {"to": int(ir.DataType.FLOAT)})
+    result = cast.outputs[0]
+    result.name, result.dtype, result.shape = name, ir.DataType.FLOAT, value.shape
+    return cast
+
+
+def quantize_weights(model: ir.Model, bits: int, accuracy_level: int, wide: bool = False) -> None:
+    """x @ W → MatMulNBits: codes of 4 or 8 bits, one scale for each output and BLOCK inputs.
+
+    Args:
+        wide: add a second one, of what the codes leave over.
+    """
+    for node, w in products(model):
+        assert w.const_value is not None
+        weight = w.const_value.numpy()
+        inputs, outputs = weight.shape
+        settings = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": accuracy_level}
+        new: list[ir.Node] = []
+        for name in (f"{w.name}.w{bits}", f"{w.name}.rest.w{bits}")[: 2 if wide else 1]:
+            codes, scales = blockwise_codes(weight, bits)
+            stored = [_initializer(model, name, codes), _initializer(model, f"{name}.scales", scales)]
+            new.append(ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN))
+            if wide:
+                weight = weight - blockwise_weight(codes, scales, bits)[:inputs]
+        if wide:
+            new.append(ir.node("Add", [part.outputs[0] for part in new]))
+        _replace(model, node, new, w)
+        model.graph.opset_imports[DOMAIN] = 1
+
+
+def blockwise_weight(codes: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
+    """The inverse of `blockwise_codes`, inputs padded to whole blocks."""
+    if bits == 4:
+        codes = np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)
+    numbers = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[:, :, None]
+    return np.ascontiguousarray(numbers.reshape(len(codes), -1).T)
+
+
+def blockwise_codes(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
+    """(in, out) → codes (out, blocks, BLOCK·bits / 8) around 2^(bits − 1), scales (out, blocks).
+
+    The number of largest magnitude in a block takes the code −2^(bits − 1), which has no positive counterpart.
+    """
+    inputs, outputs = weight.shape
+    blocks = ceil(inputs / BLOCK)
+    padded = np.zeros((outputs, blocks * BLOCK), np.float32)
+    padded[:, :inputs] = weight.T
+    padded = padded.reshape(outputs, blocks, BLOCK)
+    middle = 2 ** (bits - 1)
+    largest = np.take_along_axis(padded, np.abs(padded).argmax(axis=2, keepdims=True), axis=2)
+    scales = np.where(largest == 0, np.float32(1), -largest / np.float32(middle))
+    codes = (np.clip(np.rint(padded / scales), -middle, middle - 1) + middle).astype(np.uint8)
+    if bits == 4:
+        codes = codes[:, :, 0::2] | (codes[:, :, 1::2] << 4)
+    return codes, scales[:, :, 0]
+
+
+def quantize_products(model: ir.Model, levels: Mapping[str, str]) -> None:
     """x @ W → DynamicQuantizeLinear, MatMulInteger and one rescale: the pattern ONNX Runtime fuses into one kernel.
 
-    Weights are symmetric per output channel; activations are quantised per tensor, once for all their readers.
+    Weights are symmetric per output channel; activations are quantised per tensor, once for all their readers. Those
+    of WIDE products are the sum of two tensors of 8 bits, the second of what the first leaves over.
     """
-    quantized: dict[ir.Value, tuple[ir.Value, ir.Value, ir.Value]] = {}
-    for node in list(model.graph):
-        if node.op_type != "MatMul":
+    quantized: dict[ir.Value, list[tuple[ir.Value, ...]]] = {}
+    for node, w in products(model):
+        assert w.const_value is not None
+        level = levels.get(str(w.name), INT8)
+        if level == FP32:
             continue
-        x, w = node.inputs
-        if x is None or w is None or w.const_value is None or w.name is None or _is_kept(w.name):
-            continue
-        weight = w.const_value.numpy()
-        if weight.ndim != 2 or weight.shape[0] < MIN_INT8_INPUTS:
-            continue
-        scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / np.float32(127)
-        codes = np.rint(weight / scale).astype(np.int8)
-        if x not in quantized:
-            quantize = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
-            model.graph.insert_before(node, quantize)
-            quantized[x] = tuple(quantize.outputs)  # type: ignore[assignment]
-        x_codes, x_scale, x_zero = quantized[x]
-        w_codes = _initializer(model, f"{w.name}.int8", codes)
+        codes, scale = channel_codes(w.const_value.numpy())
+        zeros = np.zeros(len(scale), np.int8)
+        stored = [_initializer(model, f"{w.name}.{key}", v) for key, v in (("int8", codes), ("zero", zeros))]
         w_scale = _initializer(model, f"{w.name}.scale", scale)
-        w_zero = _initializer(model, f"{w.name}.zero", np.zeros(weight.shape[1], np.int8))
-        product = ir.node("MatMulInteger", [x_codes, w_codes, x_zero, w_zero])
-        wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
-        scales = ir.node("Mul", [x_scale, w_scale])
-        result = ir.node("Mul", [wide.outputs[0], scales.outputs[0]])
-        model.graph.insert_before(node, [product, wide, scales, result])
-        node.outputs[0].replace_all_uses_with(result.outputs[0])
-        model.graph.remove(node, safe=True)
-        if not w.uses():
-            del model.graph.initializers[w.name]
+        x = node.inputs[0]
+        assert x is not None
+        parts = quantized.setdefault(x, [])
+        while len(parts) < (2 if level == WIDE else 1):
+            new, part = _quantized(x if not parts else _left_over(model, node, x, parts[0]))
+            model.graph.insert_before(node, new)
+            parts.append(part)
+        new_nodes, terms = [], []
+        for x_codes, x_scale, x_zero in parts[: 2 if level == WIDE else 1]:
+            product = ir.node("MatMulInteger", [x_codes, stored[0], x_zero, stored[1]])
+            wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+            scales = ir.node("Mul", [x_scale, w_scale])
+            term = ir.node("Mul", [wide.outputs[0], scales.outputs[0]])
+            new_nodes += [product, wide, scales, term]
+            terms.append(term.outputs[0])
+        if level == WIDE:
+            new_nodes.append(ir.node("Add", terms))
+        _replace(model, node, new_nodes, w)
+
+
+def channel_codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(in, out) → int8 codes, scales (out)."""
+    scale = np.maximum(np.abs(weight).max(axis=0), 1e-12).astype(np.float32) / np.float32(127)
+    return np.rint(weight / scale).astype(np.int8), scale
+
+
+def _quantized(x: ir.Value) -> tuple[ir.Node, tuple[ir.Value, ...]]:
+    node = ir.node("DynamicQuantizeLinear", [x], num_outputs=3)
+    return node, tuple(node.outputs)
+
+
+def _left_over(model: ir.Model, before: ir.Node, x: ir.Value, part: tuple[ir.Value, ...]) -> ir.Value:
+    """What quantisation takes from x."""
+    restored = ir.node("DequantizeLinear", list(part))
+    rest = ir.node("Sub", [x, restored.outputs[0]])
+    model.graph.insert_before(before, [restored, rest])
+    return rest.outputs[0]
+
+
+def _replace(model: ir.Model, node: ir.Node, new: list[ir.Node], weight: ir.Value) -> None:
+    """Put nodes, the last of which gives the result, in the place of a product; drop its weight when unused."""
+    result = new[-1].outputs[0]
+    result.type, result.shape = node.outputs[0].type, node.outputs[0].shape
+    model.graph.insert_before(node, new)
+    node.outputs[0].replace_all_uses_with(result)
+    model.graph.remove(node, safe=True)
+    if not weight.uses():
+        del model.graph.initializers[str(weight.name)]
 
 
 def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
@@ -112,10 +262,3 @@ def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
     value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
     model.graph.register_initializer(value)
     return value
-
-
-def _replace_initializer(model: ir.Model, name: str, cast: ir.Node) -> None:
-    value = model.graph.initializers[name]
-    value.replace_all_uses_with(cast.outputs[0])
-    model.graph.insert_before(model.graph[0], cast)
-    del model.graph.initializers[name]

@@ -11,7 +11,14 @@ from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 from ezaudio.runtime.manifest import FILE_NAME
 
 PACKAGED = Path(__file__).parent / "nano"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8")  # the order in which a bundle is chosen when none is asked for
+PRECISIONS = (
+    "fp32",
+    "fp16",
+    "bf16",
+    "int8",
+    "w8",
+    "w4",
+)  # the order in which a bundle is chosen when none is asked for
 TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")  # what a bundle's graphs are written for
 CACHED_MODELS = ("l", "xl", "nano")
 

@@ -329,7 +329,7 @@ def test_bad_input_is_found_before_the_bundle_is_opened(run, arguments, parts):
             f"seed must be a whole number from −2⁶³ to 2⁶⁴ − 1, got {2**64}",
         ),
         (["--precision", "int8"], "is fp32, not int8: leave out --precision"),
-        (["--precision", "fp8"], "unknown precision 'fp8': expected one of fp32, fp16, bf16, int8"),
+        (["--precision", "fp8"], "unknown precision 'fp8': expected one of fp32, fp16, bf16, int8, w8, w4"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line_and_no_file(make, arguments, part):

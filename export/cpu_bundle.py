@@ -1,0 +1,179 @@
+"""fp32 bundle → bundle in a precision that is measured against it: int8, w8, w4. Needs no model.
+
+Graphs that run once a step are judged by their velocity, teacher-forced and after guidance, at points of sampling and
+with prompts that the scan of `sensitivity` did not see; all others by their outputs.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import onnx_ir as ir
+
+from ezaudio.export import cpu_fusions, lint, onnx_writer, precision, sensitivity
+from ezaudio.export.certificate import CORPUS, Scope, compare_graphs
+from ezaudio.runtime import manifest as manifests
+from ezaudio.runtime.emulation import open_session
+from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.manifest import Check, Manifest
+from ezaudio.runtime.measures import measure
+from ezaudio.runtime.session import GraphSessions
+from ezaudio.runtime.teacher_forcing import MODES, Point, TeacherForced
+
+if TYPE_CHECKING:
+    from ezaudio.runtime.teacher_forcing import Array, Float32
+
+DERIVED = ("int8", "w8", "w4")
+SCAN_PROMPTS = CORPUS[2::4]
+PROMPTS = CORPUS[1::4] + CORPUS[3::4]
+SCAN_TIMESTEPS, TIMESTEPS = 3, 4
+SCAN_KEY = "ezaudio.int8"  # of the denoiser graph's metadata: what the scan found, as JSON
+
+# 1 − cosine of the worst velocity. int8 aims at 1e-3 and says what it reached.
+# Measured on nano: int8 7e-4, w8 9e-4, w4 4.5e-2.
+MAX_TURN = {"int8": 5e-3, "w8": 5e-3, "w4": 1e-1}
+# Relative error of the graphs beside the denoiser.
+MAX_ERROR = {"int8": 2e-2, "w8": 1e-1, "w4": 1e-1}
+MAX_TEXT_ERROR = 5e-3  # int8: a graph that is further off gets weights of 16 bits, in twice the memory
+
+Progress = Callable[[str, int, int], None]
+
+
+def write_cpu_bundle(
+    reference: Path, folder: Path, precision_name: str, progress: Progress = lambda *_: None, threads: int | None = None
+) -> Manifest:
+    """Write the fp32 bundle at `reference` in another precision into an empty `folder`.
+
+    Raises BundleError, naming graphs and outputs, when they are further from fp32 than the precision may be.
+    """
+    given = manifests.read_manifest(reference, verify=False)
+    assert given.precision == "fp32", given.precision
+    system = _system(reference, given, threads)
+    latents = sensitivity.clean_latents(system, PROMPTS, seed=1)
+    choice = None
+    if precision_name == "int8":
+        seen = sensitivity.clean_latents(system, SCAN_PROMPTS, seed=0)
+        asked = sensitivity.ask(system, sensitivity.points(system, seen, SCAN_PROMPTS, SCAN_TIMESTEPS, seed=0))
+        system.sessions.release()
+        choice = sensitivity.scan(reference / given.graphs["denoiser"].file, asked, progress)
+    _write_graphs(system, reference, folder, precision_name, choice)
+    for name in ("tokenizer.json", "spiece.model"):
+        shutil.copyfile(reference / name, folder / name)
+    lint.refuse(lint.lint_bundle(folder, given.graphs, precision_name, typed=False))
+    derived = replace(given, precision=precision_name)
+    checks = _compare(system, _system(folder, derived, threads), latents, precision_name, progress)
+    _refuse(checks, precision_name)
+    files = {path.name: manifests.describe_file(path) for path in sorted(folder.iterdir())}
+    replace(derived, files=files, checks=tuple(checks)).write(folder)
+    return manifests.read_manifest(folder, verify=False)
+
+
+def _system(folder: Path, manifest: Manifest, threads: int | None) -> TeacherForced:
+    sessions = GraphSessions(folder, manifest, threads, "onnxruntime")
+    return TeacherForced(sessions, folder, manifest.config, (*SCAN_PROMPTS, *PROMPTS))
+
+
+def _write_graphs(
+    system: TeacherForced, reference: Path, folder: Path, precision_name: str, choice: sensitivity.Choice | None
+) -> None:
+    """Rewrite every graph, with its weights in a file of the name that they have in the reference."""
+    writers: dict[str, onnx_writer.WeightFile] = {}
+    for name, entry in system.sessions.manifest.graphs.items():
+        model = ir.load(reference / entry.file)
+        file = _weights_file(model, name)
+        cpu_fusions.apply(model)
+        precision.apply(model, name, precision_name, {} if choice is None else _of_parts(model, choice.levels))
+        if precision_name == "int8" and not _fits(system, reference, name, model):
+            model = ir.load(reference / entry.file)
+            precision.apply(model, name, precision_name, wide=True)
+        if choice is not None and name == "denoiser":
+            model.metadata_props[SCAN_KEY] = json.dumps(choice.to_dict())
+        if file not in writers:
+            writers[file] = onnx_writer.WeightFile(folder / file)
+        onnx_writer.write(model, folder / entry.file, writers[file])
+    for writer in writers.values():
+        writer.close()
+        if writer.path.stat().st_size == 0:
+            writer.path.unlink()
+
+
+def _of_parts(model: ir.Model, levels: dict[str, str]) -> dict[str, str]:
+    """Levels of the weights of a fused graph, where the scan knew a whole that `cpu_fusions` cut."""
+    names = [str(weight.name) for _, weight in precision.products(model)]
+    found = {name: levels.get(name, levels.get(cpu_fusions.whole_of(name))) for name in names}
+    return {name: level for name, level in found.items() if level is not None}
+
+
+def _fits(system: TeacherForced, reference: Path, name: str, model: ir.Model) -> bool:
+    """Whether a graph of text, its weights in 8 bits, is close enough to fp32 on every prompt.
+
+    Attention of a T5 does not scale its scores, so that on some prompts a small error picks another token.
+    """
+    if name != "text_encoder" and not name.endswith("conditioner"):
+        return True
+    session = open_session(ir.to_proto(model), reference, None)
+    for text in (*SCAN_PROMPTS, *PROMPTS):
+        ids = np.array([system.conditioning.tokenizer.encode(text).ids], np.int64)
+        inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
+        if name != "text_encoder":
+            inputs = {"text_states": system.conditioning.text(text).states}
+        expected = system.sessions.run(name, **inputs)
+        got = session.run(list(expected), inputs)
+        if not all(measure(a, b)[1] <= MAX_TEXT_ERROR for a, b in zip(got, expected.values(), strict=True)):
+            return False
+    return True
+
+
+def _weights_file(model: ir.Model, name: str) -> str:
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            return str(value.const_value.location)
+    return f"{name}.weights"
+
+
+def _compare(
+    reference: TeacherForced, derived: TeacherForced, latents: Float32, precision_name: str, progress: Progress
+) -> list[Check]:
+    """Errors of every graph, each fed with the reference's inputs; those of a step's graphs also as a whole."""
+    config, limit = reference.config, MAX_ERROR[precision_name]
+    progress("checking", 0, 1)
+    audio = reference.sessions.run("decoder", latents=latents)["audio"]
+    decoded = measure(derived.sessions.run("decoder", latents=latents)["audio"], audio)[1]
+    rows = compare_graphs(reference, derived, Scope(prompts=PROMPTS), audio, config.vae.hop)
+    checks = [Check(row.graph, row.output, row.relative_error, limit) for row in rows]
+    checks.append(Check("decoder", "audio", decoded, limit))
+    # From here on everything that the derived graphs are fed with is their own: a velocity is off by all that is.
+    every = sensitivity.points(reference, latents, PROMPTS, TIMESTEPS, seed=1)
+    cases = {("denoiser", MODES[0]): every}
+    for name in (graph for graph in reference.sessions.manifest.graphs if graph.startswith("denoiser")):
+        for mode in MODES:
+            few = [Point(p.latents, p.timestep, p.prompt, mode, name) for p in (every[0], every[-1])]
+            cases.setdefault((name, mode), few)
+    for done, ((name, mode), asked) in enumerate(cases.items()):
+        progress(f"checking {name}, {mode}", done, len(cases))
+        expected = [reference.velocity(point) for point in asked]
+        reference.sessions.release()
+        measured = [measure(derived.velocity(p), velocity) for p, velocity in zip(asked, expected, strict=True)]
+        derived.sessions.release()
+        limit = MAX_TURN[precision_name]
+        turn = 1 - min(cosine for cosine, _ in measured)
+        checks.append(Check(name, f"velocity, {mode}, 1 − cosine", turn, limit))
+        # A relative error of e turns a vector by e²/2 at most; half of it may be length.
+        checks.append(Check(name, f"velocity, {mode}", max(l2 for _, l2 in measured), 2 * limit**0.5))
+    return checks
+
+
+def _refuse(checks: list[Check], precision_name: str) -> None:
+    bad = [check for check in checks if not check.relative_error <= check.tolerance]
+    if bad:
+        rows = "; ".join(f"{c.graph}.{c.output} {c.relative_error:.1e} > {c.tolerance:.0e}" for c in bad)
+        raise BundleError(
+            f"the {precision_name} graphs differ from fp32 by more than the tolerance, nothing was written: {rows}; "
+            "use another --precision"
+        )
