@@ -124,11 +124,11 @@ def walk(system: TeacherForced, manifest: Manifest, scope: Scope, progress: Prog
             done += 1
         last = latents.astype(np.float16).astype(np.float32)
         result.clips.append((last, system.sessions.run("decoder", latents=last)["audio"]))
+        if index == 0:
+            result.velocities += _other_modes(system, manifest, scope, result.velocities)
         progress(f"watching, {frames} frames", done, total)
         if isinstance(system.sessions, ProbedSessions):
             system.sessions.watch_pending()
-        if index == 0:
-            result.velocities += _other_modes(system, manifest, scope, result.velocities)
     return result
 
 

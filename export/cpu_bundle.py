@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 DERIVED = ("int8", "w8", "w4")
 SCAN_PROMPTS = CORPUS[2::4]
-PROMPTS = CORPUS[1::4] + CORPUS[3::4]
+# No clip is made for an empty prompt: as the conditional one it would be compared with itself, where guidance
+# multiplies nothing but errors.
+PROMPTS = tuple(prompt for prompt in CORPUS[1::4] + CORPUS[3::4] if prompt)
 SCAN_TIMESTEPS, TIMESTEPS = 3, 4
 SCAN_KEY = "ezaudio.int8"  # of the denoiser graph's metadata: what the scan found, as JSON
 

@@ -50,9 +50,16 @@ class ProbedSessions(EmulatedSessions):
         return self._run(name, inputs, self._watched.get(name, ()))
 
     def watch_pending(self) -> None:
-        """Watch the tensors of what was run without: at the first and the last of each graph's inputs."""
+        """Watch the tensors of what was run without: at the first and the last of each graph's inputs of one shape."""
         for name, cases in self._pending.items():
-            chosen = [cases[i] for i in np.unique(np.linspace(0, len(cases) - 1, RERUNS).round().astype(int))]
+            alike: dict[tuple[tuple[int, ...], ...], list[dict[str, Array]]] = {}
+            for inputs in cases:
+                alike.setdefault(tuple(value.shape for value in inputs.values()), []).append(inputs)
+            chosen = [
+                group[i]
+                for group in alike.values()
+                for i in np.unique(np.linspace(0, len(group) - 1, RERUNS).round().astype(int))
+            ]
             parts = max(self._parts(name, inputs) for inputs in chosen)
             for part in range(parts):
                 for inputs in chosen:

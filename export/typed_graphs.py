@@ -34,14 +34,25 @@ def limit(precision: str) -> float:
 
 
 def fold_widened_weights(model: ir.Model) -> None:
-    """Weights that a bundle for CPUs stores in half precision behind a Cast → fp32 weights without one."""
+    """Weights that a bundle for CPUs stores in half precision behind a Cast → fp32 weights without one.
+
+    The Cast of a table stands behind its lookups.
+    """
     for node in list(model.graph):
-        if node.op_type != "Cast" or node.inputs[0] is None or node.inputs[0].const_value is None:
+        if node.op_type != "Cast" or node.inputs[0] is None:
             continue
         stored, wide = node.inputs[0], node.outputs[0]
+        lookup = stored.producer()
+        if lookup is not None and lookup.op_type == "Gather" and lookup.inputs[0] is not None:
+            stored = lookup.inputs[0]
+        if stored.const_value is None or stored.dtype not in (ir.DataType.FLOAT16, ir.DataType.BFLOAT16):
+            continue
         assert stored.name is not None
-        assert stored.const_value is not None
         weight = initializer(model, policy.original_name(stored.name), stored.const_value.numpy().astype(np.float32))
+        if lookup is not None:
+            lookup.replace_input_with(0, weight)
+            lookup.outputs[0].dtype = weight.dtype
+            weight = lookup.outputs[0]
         wide.replace_all_uses_with(weight)
         model.graph.remove(node, safe=True)
         if not stored.uses():

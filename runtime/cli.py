@@ -79,6 +79,21 @@ SETTINGS: dict[str, tuple[type, ...]] = {
 }
 
 
+class Numbers(click.ParamType[list[Any]]):
+    """Numbers with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> list[Any]:
+        try:
+            return [self._kind(part) for part in value.split(",")] if value else []
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers: expected some with commas between, such as 0.2,1")
+
+
 def _tell(message: str) -> None:
     if not click.get_current_context().params["quiet"]:
         click.echo(one_line(message), err=True)
@@ -126,9 +141,12 @@ class Job:
 )
 @click.option(
     "--guidance-interval",
-    type=(float, float),
-    metavar="LOW HIGH",
-    help="Noise levels to guide, 0 (clean) to 1; the others cost half. [0 1]",
+    type=Numbers(float),
+    metavar="LOW,HIGH",
+    help="Noise levels to guide, 0 (clean) to 1; a step beyond costs half. [0,1]",
+)
+@click.option(
+    "--reuse", type=Numbers(int), metavar="N,N,...", help="Steps (from 0) that reuse the inner blocks. [none]"
 )
 @click.option("--negative", "--negative-prompt", "negative_prompt", metavar="TEXT", help="What must not be heard.")
 @click.option("--seed", type=int, metavar="N", help="Same seed, same sound. [random, and reported]")

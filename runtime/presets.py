@@ -51,6 +51,7 @@ class Preset:
 
     def to_dict(self) -> dict[str, Any]:
         data = asdict(self)
+        data |= {name: list(data[name]) for name in ("guidance_interval", "reuse")}
         return {name: value for name, value in data.items() if value is not None}
 
     @classmethod
@@ -69,8 +70,8 @@ class Preset:
         )
 
 
-# Of a bundle that was not calibrated: the plans found for the packaged model. `official` is what the official code does;
-# the others are deterministic, because noise is not averaged out in few steps.
+# Of a bundle that was not calibrated: the plans found for the packaged model. `official` is what the official code
+# does; the others are deterministic, because noise is not averaged out in few steps.
 PRESETS = {
     "fast": Preset("dpmpp_2m", 5, 0.0, 2.0, guidance_interval=(0.4, 1.0), reuse=(3,)),
     "balanced": Preset("dpmpp_2m", 10, 0.0, 2.0),

@@ -74,6 +74,7 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """As JSON: without `edit` and `control_scale` where they are None."""
         fields = asdict(self)
+        fields |= {name: list(fields[name]) for name in ("guidance_interval", "reuse")}
         return {name: value for name, value in fields.items() if value is not None}
 
 

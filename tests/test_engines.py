@@ -95,10 +95,10 @@ def small(store: EngineStore, shared: Path, tmp_path: Path) -> Engine:
 def test_every_graph_builds_for_gpus_that_are_not_here(
     name: str, debug_bundle: Path, library: Library, shared: Path
 ) -> None:
-    """All 18 graphs of the debug model and all 9 of the packaged one; one engine each for SM80, SM89 and SM120."""
+    """All 13 graphs of the debug model and all 8 of the packaged one; one engine each for SM80, SM89 and SM120."""
     bundle = debug_bundle if name == "debug" else PACKAGED
     store = EngineStore(bundle, read_manifest(bundle, verify=False), library)
-    assert len(store.manifest.graphs) == (18 if name == "debug" else 9)
+    assert len(store.manifest.graphs) == (13 if name == "debug" else 8)
     for graph in store.manifest.graphs:
         engine, _ = build(store, graph, shared / name, Options(GPUS))
         assert engine.path.stat().st_size == engine.record.engine.size > 10_000
@@ -113,7 +113,8 @@ def test_an_engine_for_one_gpu(store: EngineStore, shared: Path, capability: str
     engine, _ = build(store, "denoiser", shared / "single", Options((capability,)))
     assert engine.record.purpose.compute_capabilities == (capability,)
     (profile,) = engine.record.purpose.profiles
-    assert profile == {"batch": (1, 1, 8), "frames": (1, 500, 1500), "tokens": (1, 16, 100)}
+    rows = {"prompt_rows": (1, 1, 16), "constant_rows": (0, 1, 8)}
+    assert profile == {"batch": (1, 1, 8), "frames": (1, 500, 1500), "tokens": (1, 16, 100), **rows}
 
 
 def typed_graph(path: Path, half: int, island: bool) -> GraphEntry:
@@ -392,9 +393,9 @@ def test_engines_travel_in_the_bundle(own_debug_bundle: Path, shared: Path, stor
     gpus = [part for one in GPUS for part in ("--compute-capability", one)]
     result = run(own_debug_bundle, *gpus)
     assert result.exit_code == 0, result.output
-    assert result.stdout.startswith(f"{own_debug_bundle}/engines: all 18 engines are there, ")
+    assert result.stdout.startswith(f"{own_debug_bundle}/engines: all 13 engines are there, ")
     assert result.stdout.endswith(f"tensorrt-rtx {store.library.version} for compute capability 8.0, 8.9, 12.0\n")
-    assert run(own_debug_bundle, *gpus, "--check").stdout == "54 engines fit\n"
+    assert run(own_debug_bundle, *gpus, "--check").stdout == "39 engines fit\n"
     read_manifest(own_debug_bundle)  # the bundle's own files are as they were
     missing = run(own_debug_bundle, "--check", "--compute-capability", "8.6")
     fails(missing, "no engine of 'conditioner' fits (", "compute capability 8.0 and 8.9 and 12.0, here 8.6")

@@ -123,7 +123,7 @@ def test_exported_block_equals_the_models(head_width: int) -> None:
     cross, normed = block.cross_attn, block.norm_context(context)
     keys = cross.norm_k(ops.split_heads(cross.to_k(normed), 2))
     values = ops.split_heads(cross.to_v(normed), 2)
-    got = Block(block)(x, torch.stack(modulation), rope, keys, values, mask, None, skip)
+    got = Block(block)(x, torch.stack(modulation), rope, keys, values, mask, torch.zeros(0, config.width), skip)
     assert golden.relative_error(got, expected) < 1e-5
 
 

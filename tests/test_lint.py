@@ -156,7 +156,7 @@ FAULTS: list[tuple[str, str, Callable[[ir.Model], None], str]] = [
     ("interface", "declared as ['batch', 8, 'frames']", fixed_axis, "denoiser"),
     ("axes", "has size u0, which is no declared axis", undeclared_axis, "denoiser"),
     ("static shapes", "operator NonZero", non_zero, "denoiser"),
-    ("static shapes", "computed from the values of 'coefficients'", size_from_values, "denoiser"),
+    ("static shapes", "computed from the values of 'guidance_rescale'", size_from_values, "denoiser"),
     ("whole norms", "a LayerNorm is decomposed", decomposed_norm, "denoiser"),
     ("whole norms", "stash_type must be 1", half_statistics, "denoiser"),
     ("islands", "Softmax computes in half precision", dropped_island("Softmax"), "denoiser"),

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from subprocess import PIPE
 from typing import Any
@@ -90,13 +91,15 @@ def test_packaged_model_makes_ten_seconds(tmp_path):
 
 
 def test_every_setting_reaches_the_model(make, debug_bundle):
-    settings = Settings("rain", "music", 1.5, 3, 2.5, 0.25, 0.5, 2**63, "dpmpp_2m_sde", "philox").to_dict()
+    settings = Settings("rain", "music", 1.5, 3, 2.5, 0.25, 0.5, 2**63, "dpmpp_2m_sde", "philox")
+    settings = replace(settings, spacing=1.5, guidance_interval=(0.25, 1.0), reuse=(1,)).to_dict()
     expected = TextToAudio(debug_bundle).generate(
         settings["prompt"], **{k: settings[k] for k in settings if k != "prompt"}
     )
     short = {"num_steps": "steps", "guidance_scale": "guidance", "guidance_rescale": "rescale"}
     for names in ({}, {**short, "duration_s": "duration", "negative_prompt": "negative"}):
-        options = [f"--{names.get(k, k).replace('_', '-')}={v}" for k, v in settings.items() if k != "prompt"]
+        told = {k: ",".join(map(str, v)) if isinstance(v, list) else v for k, v in settings.items() if k != "prompt"}
+        options = [f"--{names.get(k, k).replace('_', '-')}={v}" for k, v in told.items()]
         assert make("rain", *options, "-o", "a.wav", "--bit-depth", "32").exit_code == 0
         assert settings_of("a.wav") == settings
         np.testing.assert_array_equal(soundfile.read("a.wav", dtype="float32")[0], expected.samples[0])
@@ -426,7 +429,7 @@ NO_PLAIN_NAMES = ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
         (put("../vae.weights", "graphs", "decoder", "file"), ["'../vae.weights' is not listed"]),
         (put(5, "graphs", "decoder", "inputs"), ["is damaged (TypeError"]),
         (put([{"name": "x"}], "graphs", "decoder", "inputs"), ["not the description of a tensor: {'name': 'x'}"]),
-        (put({}, "graphs"), ["has no graph 'text_encoder': export it again"]),
+        (put({}, "graphs"), ["has no graph 'frame_bias': export it again"]),
         (put(None, "config"), ["is damaged (ValueError: model settings do not fit this version"]),
         (put(1, "config", "colour"), ["model settings do not fit this version"]),
         (put(1, "config", "dit", "colour"), ["model settings do not fit this version"]),

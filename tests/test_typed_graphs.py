@@ -20,7 +20,7 @@ from ezaudio.runtime.emulation import EmulatedSessions, emulated
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.session import GraphSessions
 
-SIZES = {"batch": 2, "frames": 40, "tokens": 7, "steps": 3}
+SIZES = {"batch": 2, "frames": 40, "tokens": 7, "steps": 3, "prompt_rows": 2, "constant_rows": 2, "rows": 4}
 
 
 def typed(folder: Path, name: str, precision: str) -> ir.Model:
