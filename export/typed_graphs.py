@@ -51,7 +51,7 @@ def fold_widened_weights(model: ir.Model) -> None:
         weight = initializer(model, policy.original_name(stored.name), stored.const_value.numpy().astype(np.float32))
         if lookup is not None:
             lookup.replace_input_with(0, weight)
-            lookup.outputs[0].dtype = weight.dtype
+            lookup.outputs[0].dtype = ir.DataType.FLOAT
             weight = lookup.outputs[0]
         wide.replace_all_uses_with(weight)
         model.graph.remove(node, safe=True)

@@ -187,11 +187,14 @@ def pick(table: list[Status]) -> tuple[Status, list[Status]]:
     raise InputError(f"no backend can run this bundle here: {reasons}: {fix}")
 
 
-def open_sessions(backend: str, folder: Path, manifest: Manifest, threads: int | None) -> Sessions:
+def open_sessions(
+    backend: str, folder: Path, manifest: Manifest, threads: int | None, low_memory: bool = False
+) -> Sessions:
     """Open a bundle with a backend that `choose_backend` gave.
 
     Args:
         threads: of ONNX Runtime on the CPU.
+        low_memory: what ONNX Runtime frees goes back to the system, not into its arena.
     """
     if backend == "tensorrt":
         from ezaudio.runtime.engines.sessions import EngineSessions
@@ -199,7 +202,7 @@ def open_sessions(backend: str, folder: Path, manifest: Manifest, threads: int |
         return EngineSessions(folder, manifest, library_for(manifest))
     from ezaudio.runtime.session import GraphSessions
 
-    return GraphSessions(folder, manifest, threads, backend)
+    return GraphSessions(folder, manifest, threads, backend, low_memory)
 
 
 def library_for(manifest: Manifest) -> str:

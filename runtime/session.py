@@ -39,11 +39,13 @@ class GraphSessions:
     On a GPU the graphs of the sampling loop are captured as CUDA graphs where their nodes allow it.
     """
 
-    def __init__(self, folder: Path, manifest: Manifest, threads: int | None, backend: str) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, threads: int | None, backend: str, low_memory: bool = False
+    ) -> None:
         self.folder, self.manifest = folder, manifest
         self.device = "cpu" if backend == "onnxruntime" else "cuda"
         self._providers = PROVIDERS[backend]
-        self._threads = threads
+        self._threads, self._low_memory = threads, low_memory
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._captured: dict[str, ort.InferenceSession] = {}
 
@@ -74,6 +76,9 @@ class GraphSessions:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
+        options.enable_cpu_mem_arena = (
+            not self._low_memory
+        )  # a step of L peaks a fifth lower without, and takes as long
         path = self.folder / self.manifest.graphs[name].file
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
@@ -112,7 +117,7 @@ class GraphSessions:
         """The sampling loop, see `denoising.Sessions`."""
         loop = DenoiserLoop(self, denoiser, control, latents)
         for index in range(denoiser.num_steps):
-            changed = {} if noise is None else {"noise": noise(index)}
+            changed: dict[str, Array] = {} if noise is None else {"noise": noise(index)}
             loop.step(index, changed)
             on_step_done(index)
         return loop.latents()

@@ -105,7 +105,7 @@ class TextToAudio:
         self.config = self.manifest.config
         self.backend = choose_backend(backend, self.manifest)
         self._low_memory = low_memory
-        self._sessions = open_sessions(self.backend, folder, self.manifest, threads)
+        self._sessions = open_sessions(self.backend, folder, self.manifest, threads, low_memory)
         tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
         self._conditioning = Conditioning(self._sessions, tokenizer)
 

@@ -227,7 +227,7 @@ def _numbers(num_steps: int) -> Array:
 
 def loop_shape(graphs: Sequence[StepGraph], latents: Float32) -> tuple[Any, ...]:
     """What two runs must share to replay one captured graph."""
-    inputs = []
+    inputs: list[tuple[Any, ...]] = []
     for graph in graphs:
         for evaluation in graph.evaluations:
             shapes = ((name, value.shape) for name, value in sorted(evaluation.constants.items()))

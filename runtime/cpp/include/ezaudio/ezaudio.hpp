@@ -229,7 +229,7 @@ private:
     struct State {
         State(const std::filesystem::path& folder, const PipelineOptions& options)
             : manifest(open_manifest(folder, options)),
-              sessions(folder, manifest, options.threads, options.device),
+              sessions(folder, manifest, options.threads, options.device, options.low_memory),
               low_memory(options.low_memory),
               tokenizer(options.tokenizer ? options.tokenizer : detail::open_tokenizer(folder)),
               conditioning(sessions, manifest.config, *tokenizer) {}

@@ -60,9 +60,12 @@ using Inputs = std::map<std::string, const Ort::Value*>;
 /// ONNX Runtime sessions for the graphs of a bundle, opened when first used and kept until released.
 class Sessions {
 public:
-    Sessions(std::filesystem::path folder, const Manifest& manifest, int threads, const std::string& device)
+    /// `low_memory`: what ONNX Runtime frees goes back to the system, not into its arena.
+    Sessions(std::filesystem::path folder, const Manifest& manifest, int threads, const std::string& device,
+             bool low_memory = false)
         : folder_(std::move(folder)), manifest_(&manifest) {
         options_.SetIntraOpNumThreads(threads);
+        if (low_memory) options_.DisableCpuMemArena();
         options_.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
         choose_device(device);
     }
