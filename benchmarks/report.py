@@ -175,7 +175,7 @@ def targets(results: Results) -> list[str]:
         return span(row["over_ours"]["unhoisted"])
 
     def preset_value(row: Row) -> str:
-        return span(row["official_over_preset"])
+        return f"{span(row['official_over_preset'])}, clips of {row['duration_s']:g} s"
 
     def outside_value(row: Row) -> str:
         return f"{row['median']['outside_share']:.2%}"
@@ -278,6 +278,43 @@ def decoding(results: Results) -> list[str]:
     return table(["sound", "decoder", "precision", "time", "real-time factor", "peak memory"], rows)
 
 
+def presets_told(results: Results) -> list[str]:
+    """What each preset of a bundle gains and costs."""
+    lines = []
+    for row in results.each("presets", "model", "precision"):
+        rows = []
+        for preset in row["presets"]:
+            fidelity = preset.get("fidelity") or {}
+            low, high = preset["guidance_interval"]
+            plan = f"{preset['solver']}, {preset['num_steps']} steps"
+            if preset["spacing"] != 1:
+                plan += f", spacing {preset['spacing']:g}"
+            if low > 0 or high < 1:
+                plan += f", guided at {low:g} to {high:g}"
+            if preset["reuse"]:
+                plan += f", {len(preset['reuse'])} reused"
+            right = preset["named_right"]
+            cells = [
+                number(preset["evaluations"]),
+                number(preset["median_s"], "s"),
+                span(preset["official_over_this"]),
+                number(fidelity.get("latent_error")),
+                number(fidelity.get("level_distance_db"), "dB"),
+                NOT_MEASURED if right is None else f"{right:.0%}",
+            ]
+            rows.append([preset["preset"], plan, *cells])
+        header = ["preset", "plan", "evaluations", "clip", "official ÷ this", "latents", "mel levels", "named right"]
+        lines += [f"**{row['model'].upper()} in {row['precision']}**, clips of {row['duration_s']:g} s.", ""]
+        lines += [*table(header, rows), ""]
+        if row["ceiling"] is not None:
+            lines += [
+                f"Named right: of {row['clips_of_each_kind']} clips of each of the 20 sounds that nano was taught "
+                f"synthetically, by a classifier that names {row['ceiling']:.0%} of fresh synthesised ones right.",
+                "",
+            ]
+    return lines or [f"{NOT_MEASURED.capitalize()}.", ""]
+
+
 def clips(results: Results) -> list[str]:
     rows = []
     for row in results.each("official", "model", "num_steps", case="clip", duration_s=DURATION_S):
@@ -302,6 +339,13 @@ def document(results: Results) -> list[str]:
         "## Where the time of a step goes",
         "",
         *profiles(results),
+        "## Presets",
+        "",
+        "Distances are of latents and mel levels to those of 100 guided steps from the same noise, as",
+        "`ezaudio-calibrate` measured them on prompts that the presets were not chosen on. `official` and `default` add",
+        "noise in every step, so that their clips are other clips.",
+        "",
+        *presets_told(results),
         "## Whole clips against the official code",
         "",
         *clips(results),
