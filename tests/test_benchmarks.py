@@ -343,7 +343,7 @@ def test_report_tells_what_was_measured(tree: Path) -> None:
         "C1": "L 1.60 (1.60 to 1.60)",
         "C2": "L 4.00 (4.00 to 4.00), cosine 0.99950",
         "C4": "L fp32 1.07 (1.06 to 1.08)",
-        "C5": "L int8 25.00 (24.00 to 26.00)",
+        "C5": "L int8 25.00 (24.00 to 26.00), clips of 10 s",
         "C6": "L int8 0.40%",
         "C7": "2.00 s; 2.00 s",
         "C8": "L int8 low memory 1.15",

@@ -180,7 +180,7 @@ def test_an_edit_past_the_end_continues_the_clip(model: TextToAudio) -> None:
         ({"end_s": float("nan")}, "end_s must be from 0 to 3600, got nan"),
         ({"context_s": 31.0}, "context_s must be from 0 to 30, got 31.0"),
         ({"end_s": 33.0}, "take 33 s, the model makes at most 30 s"),
-        ({"duration_s": 3.0}, "edit has no setting 'duration_s': expected one of eta, guidance_rescale"),
+        ({"duration_s": 3.0}, "edit has no setting 'duration_s': expected one of eta, guidance_interval"),
         ({"audio": np.zeros((2, 9), np.float32)}, "audio must be mono samples, float"),
         ({"audio": np.zeros(9, np.int16)}, "got int16"),
         ({"audio": np.zeros(0, np.float32)}, "audio has no samples"),
