@@ -88,7 +88,7 @@ def _write_graphs(
     writers: dict[str, onnx_writer.WeightFile] = {}
     for name, entry in system.sessions.manifest.graphs.items():
         model = ir.load(reference / entry.file)
-        file = _weights_file(model, name)
+        file = onnx_writer.weights_file(model, name)
         cpu_fusions.apply(model)
         precision.apply(model, name, precision_name, {} if choice is None else _of_parts(model, choice.levels))
         if precision_name == "int8" and not _fits(system, reference, name, model):
@@ -130,13 +130,6 @@ def _fits(system: TeacherForced, reference: Path, name: str, model: ir.Model) ->
         if not all(measure(a, b)[1] <= MAX_TEXT_ERROR for a, b in zip(got, expected.values(), strict=True)):
             return False
     return True
-
-
-def _weights_file(model: ir.Model, name: str) -> str:
-    for value in model.graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            return str(value.const_value.location)
-    return f"{name}.weights"
 
 
 def _compare(

@@ -141,6 +141,24 @@ def write(model: ir.Model, path: Path, weights: WeightFile) -> None:
     ir.save(model, path)
 
 
+def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
+    """The initializer of that name, made of the array unless it is there."""
+    if name in model.graph.initializers:
+        return model.graph.initializers[name]
+    tensor = ir.tensor(array, name=name)
+    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
+    model.graph.register_initializer(value)
+    return value
+
+
+def weights_file(model: ir.Model, name: str) -> str:
+    """The file with the weights of a graph as it was loaded: graphs cut from one network share one."""
+    for value in model.graph.initializers.values():
+        if isinstance(value.const_value, ir.ExternalTensor):
+            return str(value.const_value.location)
+    return f"{name}.weights"
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The tracer's notes on packages that are not installed say nothing to a user."""

@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
+from ezaudio.export.onnx_writer import initializer
 from ezaudio.runtime.bundle_store import PRECISIONS as PRECISIONS
 from ezaudio.runtime.errors import BundleError
 
@@ -108,7 +109,7 @@ def store_half(model: ir.Model, precision: str) -> None:
             raise BundleError(
                 f"weight {name!r} reaches {largest:.3g}, beyond {precision}'s {limit:.3g}: use --precision fp32"
             )
-        stored = _initializer(model, f"{name}.{precision}", array.astype(dtype))
+        stored = initializer(model, f"{name}.{precision}", array.astype(dtype))
         lookups = [node for node, index in value.uses() if node.op_type == "Gather" and index == 0]
         if len(lookups) == len(value.uses()):
             for node in lookups:
@@ -152,7 +153,7 @@ def quantize_weights(model: ir.Model, bits: int, accuracy_level: int, wide: bool
         new: list[ir.Node] = []
         for name in (f"{w.name}.w{bits}", f"{w.name}.rest.w{bits}")[: 2 if wide else 1]:
             codes, scales = blockwise_codes(weight, bits)
-            stored = [_initializer(model, name, codes), _initializer(model, f"{name}.scales", scales)]
+            stored = [initializer(model, name, codes), initializer(model, f"{name}.scales", scales)]
             new.append(ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN))
             if wide:
                 weight = weight - blockwise_weight(codes, scales, bits)[:inputs]
@@ -203,8 +204,8 @@ def quantize_products(model: ir.Model, levels: Mapping[str, str]) -> None:
             continue
         codes, scale = channel_codes(w.const_value.numpy())
         zeros = np.zeros(len(scale), np.int8)
-        stored = [_initializer(model, f"{w.name}.{key}", v) for key, v in (("int8", codes), ("zero", zeros))]
-        w_scale = _initializer(model, f"{w.name}.scale", scale)
+        stored = [initializer(model, f"{w.name}.{key}", v) for key, v in (("int8", codes), ("zero", zeros))]
+        w_scale = initializer(model, f"{w.name}.scale", scale)
         x = node.inputs[0]
         assert x is not None
         parts = quantized.setdefault(x, [])
@@ -253,12 +254,3 @@ def _replace(model: ir.Model, node: ir.Node, new: list[ir.Node], weight: ir.Valu
     model.graph.remove(node, safe=True)
     if not weight.uses():
         del model.graph.initializers[str(weight.name)]
-
-
-def _initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-    model.graph.register_initializer(value)
-    return value

@@ -13,7 +13,8 @@ import numpy as np
 import onnx_ir as ir
 
 from ezaudio.export import policy
-from ezaudio.export.typed_graphs import DTYPES, initializer
+from ezaudio.export.onnx_writer import initializer
+from ezaudio.export.typed_graphs import DTYPES
 
 MIN_INPUTS = 64
 BASE = "fp16"

@@ -176,7 +176,7 @@ class _TypedBundle:
             int8 = self.int8_nodes(nodes)
             typed_graphs.apply_types(model, nodes, self.precision)
             quantize(model, int8, largest[name])
-            file = _weights_file(self.reference / entry.file, name)
+            file = onnx_writer.weights_file(ir.load(self.reference / entry.file), name)
             if file not in weights:
                 weights[file] = onnx_writer.WeightFile(self.folder / file)
             onnx_writer.write(model, self.folder / entry.file, weights[file])
@@ -285,11 +285,3 @@ class _TypedBundle:
             f"the {self.precision} graphs are not certified, nothing was written: {said}; layer '{layer}' of {graph} "
             f"is off by {error:.1e}: use another --precision"
         )
-
-
-def _weights_file(path: Path, name: str) -> str:
-    """The file with a graph's weights: graphs cut from one network share one."""
-    for value in ir.load(path).graph.initializers.values():
-        if isinstance(value.const_value, ir.ExternalTensor):
-            return str(value.const_value.location)
-    return f"{name}.weights"

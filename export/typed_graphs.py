@@ -14,6 +14,7 @@ import numpy as np
 import onnx_ir as ir
 
 from ezaudio.export import policy
+from ezaudio.export.onnx_writer import initializer
 from ezaudio.export.policy import FOLLOWERS, HALF, INT8, MOVES
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
@@ -193,13 +194,3 @@ def _cast(value: ir.Value, dtype: ir.DataType, name: str) -> ir.Value:
     result = node.outputs[0]
     result.name, result.dtype, result.shape = name, dtype, value.shape
     return result
-
-
-def initializer(model: ir.Model, name: str, array: np.ndarray) -> ir.Value:
-    """The initializer of that name, made of the array unless it is there."""
-    if name in model.graph.initializers:
-        return model.graph.initializers[name]
-    tensor = ir.tensor(array, name=name)
-    value = ir.Value(name=name, const_value=tensor, type=ir.TensorType(tensor.dtype), shape=ir.Shape(array.shape))
-    model.graph.register_initializer(value)
-    return value

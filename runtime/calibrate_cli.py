@@ -100,7 +100,8 @@ def main(
 def read_prompts(path: Path) -> tuple[str, ...]:
     """Non-blank lines of a UTF-8 file. Raises InputError for anything else."""
     try:
-        data = path.read_bytes()[: MAX_PROMPTS_BYTES + 1]
+        with path.open("rb") as file:
+            data = file.read(MAX_PROMPTS_BYTES + 1)
         lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8"
