@@ -26,7 +26,7 @@ from ezaudio.export.graphs import Graph
 from ezaudio.export.samples import Sample, Sampler
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
-from ezaudio.runtime.bundle_store import TARGETS
+from ezaudio.runtime.bundle_store import GPU_PRECISIONS, TARGETS
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
@@ -171,7 +171,7 @@ def export_bundle(
         raise InputError(f"unknown target {target!r}: expected one of {', '.join(TARGETS)}")
     if precision_name not in precision.PRECISIONS:
         raise InputError(f"unknown precision {precision_name!r}: expected one of {', '.join(precision.PRECISIONS)}")
-    _refuse_weights_only(precision_name, target)
+    _check_pair(precision_name, target)
     with _replaced_folder(output) as folder:
         if target == "cpu" and precision_name not in DERIVED:
             _write_bundle(source, folder, precision_name, progress)
@@ -204,7 +204,7 @@ def retype_bundle(
 
     What the bundle computes is the reference: weights that it stores in half precision are what they are.
     """
-    _refuse_weights_only(precision_name, target)
+    _check_pair(precision_name, target)
     with _replaced_folder(output) as folder:
         given = manifest.read_manifest(reference, verify=False)
         if given.precision in DERIVED:
@@ -214,9 +214,15 @@ def retype_bundle(
     return manifest.read_manifest(output, verify=False)
 
 
-def _refuse_weights_only(precision_name: str, target: str) -> None:
+def _check_pair(precision_name: str, target: str) -> None:
     if target != "cpu" and precision_name in ("w8", "w4"):
-        raise InputError(f"--precision {precision_name} is for CPUs: use fp16, bf16 or int8 with --target {target}")
+        raise InputError(
+            f"--precision {precision_name} is for CPUs: use fp16, bf16, int8 or fp8 with --target {target}"
+        )
+    if target == "cpu" and precision_name in GPU_PRECISIONS:
+        raise InputError(
+            f"--precision {precision_name} is for GPUs: add --target tensorrt or tensorrt-rtx, or use int8"
+        )
 
 
 def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progress: Progress) -> None:

@@ -36,9 +36,9 @@ the fastest on a CPU, and finds out which of them need more bits; w8 and w4 keep
 graph is run against the PyTorch module it came from, or the fp32 graph; the table of errors is printed and kept in the
 manifest, and an export beyond the tolerance fails. The folder appears when all is done, not before.
 
-With --target tensorrt the graphs' own types say what computes in fp16, bf16 or int8. They are certified against fp32
-over a set of prompts: about a minute for nano, much longer for l. What is not certified is not written. ezaudio-verify
-measures it again, anywhere.
+With --target tensorrt the graphs' own types say what computes in fp16, bf16, int8 or fp8 (from compute capability 8.9
+on). They are certified against fp32 over a set of prompts: about a minute for nano, much longer for l. What is not
+certified is not written. ezaudio-verify measures it again, anywhere.
 
 Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130 interrupted.
 """
@@ -82,7 +82,9 @@ def main(
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'exporting needs {", ".join(missing)}: pip install "ezaudio[export]"')
-    engines = engine_plan(target, compute_capability)  # before minutes of export: what it needs may be missing
+    engines = engine_plan(
+        target, precision, compute_capability
+    )  # before minutes of export: what it needs may be missing
     from tqdm import tqdm
 
     from ezaudio.checkpoints import open_source

@@ -54,7 +54,8 @@ ALLOWED_DTYPES = frozenset((ir.DataType.FLOAT, ir.DataType.INT64, ir.DataType.IN
 HALF_DTYPES = {"bf16": ir.DataType.BFLOAT16}  # of a precision; fp16 of all others but fp32
 CPU_PRECISIONS = ("int8", "w8", "w4")  # untyped graphs in these are for ONNX Runtime's CPU provider alone
 OWN_OPERATORS = cpu_fusions.OPERATORS | {"MatMulNBits"}
-INT8_DTYPES = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
+INTEGERS = frozenset((ir.DataType.INT8, ir.DataType.UINT8))
+CODE_DTYPES = {"int8": INTEGERS, "w8": INTEGERS, "w4": INTEGERS, "fp8": frozenset((ir.DataType.FLOAT8E4M3FN,))}
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,8 +121,7 @@ def _types(subject: Subject) -> Found:
     allowed = set(ALLOWED_DTYPES)
     if subject.precision != "fp32":
         allowed.add(HALF_DTYPES.get(subject.precision, ir.DataType.FLOAT16))
-    if subject.precision in ("int8", "w8", "w4"):
-        allowed |= INT8_DTYPES
+    allowed |= CODE_DTYPES.get(subject.precision, frozenset())
     values = [*subject.model.graph.initializers.values()]
     values += [value for node in subject.model.graph for value in node.outputs]
     for value in values:

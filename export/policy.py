@@ -19,7 +19,7 @@ CONVERSIONS = ("Cast", "DequantizeLinear", "QuantizeLinear")
 HALF_OPERATORS = frozenset((*PRODUCTS, *MOVES, *FOLLOWERS, *CONVERSIONS, "Shape"))
 
 ROPE_TABLES = ("embedding.cos", "embedding.sin")
-HALF, INT8, FP32 = "half", "int8", "fp32"
+HALF, EIGHT_BITS, FP32 = "half", "8 bits", "fp32"
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Rule:
 
     Attributes:
         graphs, roles, weights: patterns, alternatives separated by a bar.
-        only: the bundle's precision that the rule is for; empty for all.
+        only: the precisions of bundles that the rule is for, as a pattern.
     """
 
     graphs: str
@@ -36,13 +36,11 @@ class Rule:
     weights: str
     precision: str
     why: str
-    only: str = ""
+    only: str = "*"
 
     def fits(self, graph: str, role: str, weight: str, precision: str) -> bool:
-        pairs = ((self.graphs, graph), (self.roles, role), (self.weights, weight))
-        return self.only in ("", precision) and all(
-            any(fnmatchcase(value, pattern) for pattern in patterns.split("|")) for patterns, value in pairs
-        )
+        pairs = ((self.graphs, graph), (self.roles, role), (self.weights, weight), (self.only, precision))
+        return all(any(fnmatchcase(value, pattern) for pattern in patterns.split("|")) for patterns, value in pairs)
 
 
 POLICY = (
@@ -58,7 +56,7 @@ POLICY = (
     Rule("encoder", "conv", "layers.6.*", FP32, "the last layer: mean and deviation of the given latent"),
     Rule("*", "conv", "*", FP32, "opset 20 has no convolution in bf16, and 8 bits are too few for audio", only="bf16"),
     # Not the gated products and the long skips: what they are fed has outliers that one scale a tensor cannot hold.
-    Rule("denoiser*|controlnet*", "product", "*attn.*|*.mlp.up.*", INT8, "three quarters of a step", only="int8"),
+    Rule("denoiser*|controlnet*", "product", "*attn.*|*.mlp.up.*", EIGHT_BITS, "most of a step", only="int8|fp8"),
     Rule("*", "product|gated|raw|scores|mix|conv", "*", HALF, "the work of a graph"),
 )
 
@@ -93,7 +91,7 @@ def weight_name(node: ir.Node) -> str:
 
 def original_name(name: str) -> str:
     """The name in the fp32 graph of a tensor or weight that a precision gave another type."""
-    for ending in (".fp16", ".bf16", ".fp32", ".int8"):
+    for ending in (".fp16", ".bf16", ".fp32", ".int8", ".fp8"):
         name = name.removesuffix(ending)
     return name
 

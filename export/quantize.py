@@ -1,4 +1,4 @@
-"""int8 products for builders that read precision from the graph: QuantizeLinear and DequantizeLinear around them.
+"""Products of 8 bits for builders that read precision from the graph: QuantizeLinear and DequantizeLinear around them.
 
 Weights are symmetric per output channel, activations symmetric per tensor with a scale fixed at export from the largest
 value that the certificate's corpus reaches: a scale computed as the numbers come would cost such a builder its fusion.
@@ -8,7 +8,9 @@ Scales are stored in half precision, the codes made with the scale as stored, so
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
+import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
@@ -21,28 +23,66 @@ BASE = "fp16"
 SMALLEST_SCALE = float(np.finfo(np.float16).smallest_normal)
 
 
+@dataclass(frozen=True, slots=True)
+class Code:
+    """What the numbers of 8 bits are: `largest` of them stands for the largest value of a tensor or channel."""
+
+    dtype: ir.DataType
+    numpy: np.dtype[np.generic]
+    largest: float
+
+    def of(self, values: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """Values → codes, to nearest, beyond the scale's range the largest."""
+        codes = values / scale.astype(np.float32)
+        if self.numpy.kind == "i":
+            codes = np.rint(codes)
+        return np.clip(codes, -self.largest, self.largest).astype(self.numpy)
+
+    def scale(self, largest: np.ndarray) -> np.ndarray:
+        """largest value ÷ largest code in fp16, rounded up so that no code is beyond it, and no subnormal number."""
+        scale = np.maximum(largest / self.largest, SMALLEST_SCALE)
+        half = scale.astype(np.float16)
+        rounded_down = half.astype(np.float64) < scale
+        return np.where(rounded_down, np.nextafter(half, np.float16(np.inf)), half).astype(np.float16)
+
+    def of_weight(self, weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Codes of (in, out) and their fp16 scales (out)."""
+        scales = self.scale(np.abs(weight).max(axis=0))
+        return self.of(weight, scales), scales
+
+
+CODES = {
+    "int8": Code(ir.DataType.INT8, np.dtype(np.int8), 127.0),
+    # 4 bits of exponent, 3 of mantissa, no infinity (Micikevicius et al. 2022).
+    "fp8": Code(ir.DataType.FLOAT8E4M3FN, np.dtype(ml_dtypes.float8_e4m3fn), 448.0),
+}
+"""By the bundle's precision."""
+
+
 def quantizable(nodes: Iterable[ir.Node]) -> list[ir.Node]:
     """The products that gain from int8: those with many inputs."""
     return [node for node in nodes if len(shape := _weight(node).shape) == 2 and shape[0] >= MIN_INPUTS]
 
 
-def product_error(x: np.ndarray, node: ir.Node, largest: float) -> float:
+def product_error(x: np.ndarray, node: ir.Node, largest: float, code: Code) -> float:
     """‖Q(x)·Q(w) − x·w‖ / ‖x·w‖ of a product in an fp32 graph."""
     weight = _weight(node)
-    scale = _scale(np.asarray(largest)).astype(np.float32)
-    codes = np.clip(np.rint(x / scale), -128, 127) * scale
-    values, scales = _codes(weight)
+    scale = code.scale(np.asarray(largest))
+    rounded = code.of(x, scale).astype(np.float32) * scale.astype(np.float32)
+    values, scales = code.of_weight(weight)
     exact = x @ weight
-    rounded = codes.astype(np.float32) @ (values * scales.astype(np.float32))
-    return float(np.linalg.norm(rounded - exact) / max(float(np.linalg.norm(exact)), 1e-30))
+    product = rounded @ (values.astype(np.float32) * scales.astype(np.float32))
+    return float(np.linalg.norm(product - exact) / max(float(np.linalg.norm(exact)), 1e-30))
 
 
-def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, float]) -> None:
+def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, float], precision: str) -> None:
     """Put Q/DQ pairs before both sides of products whose tensors are in fp16 already.
 
     Args:
         largest: tensor of the fp32 graph → max |value|, from the walk.
+        precision: a key of `CODES`.
     """
+    code = CODES[precision]
     activations: dict[ir.Value, ir.Value] = {}
     for node in nodes:
         x, w = node.inputs[0], node.inputs[1]
@@ -51,18 +91,18 @@ def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, fl
         weight = _weight(node)
         if x not in activations:
             name = policy.original_name(str(x.name))
-            zero = initializer(model, "int8.zero", np.zeros((), np.int8))
-            scale = initializer(model, f"{name}.scale", _scale(np.asarray(largest[name])))
+            zero = initializer(model, f"{precision}.zero", np.zeros((), code.numpy))
+            scale = initializer(model, f"{name}.scale", code.scale(np.asarray(largest[name])))
             codes = ir.node("QuantizeLinear", [x, scale, zero], name=f"quantize_{name}")
-            codes.outputs[0].name, codes.outputs[0].dtype = f"{name}.codes", ir.DataType.INT8
+            codes.outputs[0].name, codes.outputs[0].dtype = f"{name}.codes", code.dtype
             wide = _dequantized(codes.outputs[0], scale, zero, name, None)
             codes.outputs[0].shape = wide.outputs[0].shape = x.shape
             model.graph.insert_before(node, [codes, wide])
             activations[x] = wide.outputs[0]
         name = policy.original_name(str(w.name))
-        values, scales = _codes(weight)
-        zeros = initializer(model, f"int8.zeros.{weight.shape[1]}", np.zeros(weight.shape[1], np.int8))
-        stored = initializer(model, f"{name}.int8", values)
+        values, scales = code.of_weight(weight)
+        zeros = initializer(model, f"{precision}.zeros.{weight.shape[1]}", np.zeros(weight.shape[1], code.numpy))
+        stored = initializer(model, f"{name}.{precision}", values)
         wide = _dequantized(stored, initializer(model, f"{name}.scales", scales), zeros, name, 1)
         wide.outputs[0].shape = ir.Shape(weight.shape)
         model.graph.insert_before(node, wide)
@@ -77,19 +117,6 @@ def _weight(node: ir.Node) -> np.ndarray:
     assert value is not None
     assert value.const_value is not None
     return value.const_value.numpy().astype(np.float32)
-
-
-def _codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """int8 codes of (in, out) and their fp16 scales (out)."""
-    scales = _scale(np.abs(weight).max(axis=0))
-    return np.clip(np.rint(weight / scales.astype(np.float32)), -127, 127).astype(np.int8), scales
-
-
-def _scale(largest: np.ndarray) -> np.ndarray:
-    """largest / 127 in fp16, rounded up so that no code is beyond 127, and no subnormal number."""
-    scale = np.maximum(largest / 127, SMALLEST_SCALE)
-    half = scale.astype(np.float16)
-    return np.where(half.astype(np.float64) < scale, np.nextafter(half, np.float16(np.inf)), half).astype(np.float16)
 
 
 def _dequantized(codes: ir.Value, scale: ir.Value, zero: ir.Value, name: str, axis: int | None) -> ir.Node:

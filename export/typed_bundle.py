@@ -15,9 +15,9 @@ import onnx_ir as ir
 from ezaudio.export import certificate as certification
 from ezaudio.export import lint, onnx_writer, policy, typed_graphs
 from ezaudio.export.certificate import Scope, Walked
-from ezaudio.export.policy import HALF, INT8
+from ezaudio.export.policy import EIGHT_BITS, HALF
 from ezaudio.export.probes import ProbedSessions, first_beyond, inner_tensors
-from ezaudio.export.quantize import product_error, quantizable, quantize
+from ezaudio.export.quantize import CODES, product_error, quantizable, quantize
 from ezaudio.runtime import manifest as manifests
 from ezaudio.runtime.certificate import (
     HEADROOM,
@@ -40,8 +40,8 @@ if TYPE_CHECKING:
     from ezaudio.runtime.teacher_forcing import Array
 
 SCOPE = Scope()
-MIN_REPAIRABLE_COSINE = 0.9  # below, something is wrong that fewer int8 products would only hide
-WIDENED_PART = 16  # one in so many of the int8 products goes back to fp16 at a time
+MIN_REPAIRABLE_COSINE = 0.9  # below, something is wrong that fewer products of 8 bits would only hide
+WIDENED_PART = 16  # one in so many of the products of 8 bits goes back to fp16 at a time
 
 Progress = Callable[[str, int, int], None]
 
@@ -78,7 +78,7 @@ def write_typed_bundle(
             if names
         },
         islands=tuple(islands),
-        not_int8=tuple(sorted(work.not_int8)),
+        not_quantized=tuple(sorted(work.not_quantized)),
         graphs=tuple(graphs),
         velocities=tuple(velocities),
         levels=tuple(levels),
@@ -111,7 +111,7 @@ class _TypedBundle:
     watched: dict[str, tuple[str, ...]] = field(default_factory=dict)
     half_tensors: dict[str, tuple[str, ...]] = field(default_factory=dict)  # by graph, as last written
     weight_errors: dict[str, float] = field(default_factory=dict)  # by place in the weights file
-    not_int8: set[str] = field(default_factory=set)  # weights of products that were int8 and were too far off
+    not_quantized: set[str] = field(default_factory=set)  # weights of products that in 8 bits were too far off
 
     @cached_property
     def source(self) -> Manifest:
@@ -139,9 +139,9 @@ class _TypedBundle:
             return {}
         return typed_graphs.half_nodes(model, name, self.precision, hot, self.weight_errors)
 
-    def int8_nodes(self, nodes: dict[ir.Node, str]) -> list[ir.Node]:
-        chosen = quantizable(node for node, precision in nodes.items() if precision == INT8)
-        return [node for node in chosen if policy.weight_name(node) not in self.not_int8]
+    def quantized_nodes(self, nodes: dict[ir.Node, str]) -> list[ir.Node]:
+        chosen = quantizable(node for node, precision in nodes.items() if precision == EIGHT_BITS)
+        return [node for node in chosen if policy.weight_name(node) not in self.not_quantized]
 
     def walk(self) -> tuple[Walked, dict[str, dict[str, float]]]:
         """Run the reference over the corpus. Returns its answers, and of each graph what the tensors that are to be in
@@ -173,9 +173,10 @@ class _TypedBundle:
             nodes = self.half_nodes(model, name, hot)
             self.half_tensors[name] = typed_graphs.half_tensors(nodes)
             islands += self._islands(model, name, nodes, largest[name])
-            int8 = self.int8_nodes(nodes)
+            quantized = self.quantized_nodes(nodes)
             typed_graphs.apply_types(model, nodes, self.precision)
-            quantize(model, int8, largest[name])
+            if quantized:
+                quantize(model, quantized, largest[name], self.precision)
             file = onnx_writer.weights_file(ir.load(self.reference / entry.file), name)
             if file not in weights:
                 weights[file] = onnx_writer.WeightFile(self.folder / file)
@@ -194,7 +195,7 @@ class _TypedBundle:
         moved = []
         for node in model.graph:
             rule = policy.decide(name, node, self.precision)
-            if self.precision == "fp32" or rule is None or rule.precision not in (HALF, INT8) or node in nodes:
+            if self.precision == "fp32" or rule is None or rule.precision not in (EIGHT_BITS, HALF) or node in nodes:
                 continue
             reached = [
                 largest.get(str(value.name), 0.0) for value in (*node.inputs, *node.outputs) if value is not None
@@ -217,7 +218,7 @@ class _TypedBundle:
         return list(rows)
 
     def compare_velocities(self, walked: Walked, largest: dict[str, dict[str, float]]) -> list[VelocityError] | None:
-        """None when products were taken out of int8 because of a velocity, and the graphs are to be written again."""
+        """None when products were taken out of 8 bits because of a velocity, and the graphs are to be written again."""
         rows, tolerance = [], TOLERANCES[self.precision]
         for point, row in certification.compare_velocities(self.typed, walked, self.progress):
             if not (row.cosine >= tolerance.cosine and row.relative_l2 <= tolerance.relative_l2):
@@ -235,20 +236,23 @@ class _TypedBundle:
         return rows
 
     def _widen(self, graph: str, inputs: dict[str, Array], largest: dict[str, float]) -> bool:
-        """Take the products with the largest error of their own out of int8. False when half of them are out."""
+        """Take the products with the largest error of their own out of 8 bits. False when half of them are out."""
         model = self.model(graph)
-        every = quantizable(n for n, precision in self.half_nodes(model, graph).items() if precision == INT8)
-        left = self.int8_nodes(dict.fromkeys(every, INT8))
+        every = quantizable(n for n, precision in self.half_nodes(model, graph).items() if precision == EIGHT_BITS)
+        left = self.quantized_nodes(dict.fromkeys(every, EIGHT_BITS))
         if 2 * (len(left) - 1) < len(every):
             return False
         names = [str(node.inputs[0].name) for node in left if node.inputs[0] is not None]
         values = dict(
             inner_tensors(self.reference, self.source.graphs[graph].file, inputs, sorted(set(names)), self.threads)
         )
-        errors = [product_error(values[name], node, largest[name]) for name, node in zip(names, left, strict=True)]
+        code = CODES[self.precision]
+        errors = [
+            product_error(values[name], node, largest[name], code) for name, node in zip(names, left, strict=True)
+        ]
         count = max(1, len(every) // WIDENED_PART)
         for index in np.argsort(errors)[::-1][:count]:
-            self.not_int8.add(policy.weight_name(left[index]))
+            self.not_quantized.add(policy.weight_name(left[index]))
         return True
 
     def compare_clips(self, walked: Walked) -> list[LevelError]:

@@ -15,7 +15,7 @@ import onnx_ir as ir
 
 from ezaudio.export import policy
 from ezaudio.export.onnx_writer import initializer
-from ezaudio.export.policy import FOLLOWERS, HALF, INT8, MOVES
+from ezaudio.export.policy import EIGHT_BITS, FOLLOWERS, HALF, MOVES
 
 DTYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 _NUMPY = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -25,7 +25,7 @@ MAX_WEIGHT_ERROR = 5e-3
 
 
 def base_precision(precision: str) -> str:
-    """What computes around int8 products, and everything else of a lower precision: fp16 or bf16."""
+    """What computes around products of 8 bits, and everything else of a lower precision: fp16 or bf16."""
     return "bf16" if precision == "bf16" else "fp16"
 
 
@@ -67,7 +67,7 @@ def half_nodes(
     hot: frozenset[str] = frozenset(),
     weight_errors: dict[str, float] | None = None,
 ) -> dict[ir.Node, str]:
-    """The nodes of an fp32 graph that compute in a lower precision → `half` or `int8`.
+    """The nodes of an fp32 graph that compute in a lower precision → `half` or `8 bits`.
 
     Args:
         hot: tensors that must not be in half precision, by name; no node that touches one is among the result.
@@ -81,7 +81,7 @@ def half_nodes(
         if rule is None:
             if node.op_type in (*MOVES, *FOLLOWERS) and _fits(node, precision, hot, errors):
                 followers[node] = HALF
-        elif rule.precision in (HALF, INT8) and _fits(node, precision, hot, errors):
+        elif rule.precision in (EIGHT_BITS, HALF) and _fits(node, precision, hot, errors):
             chosen[node] = rule.precision
     for node in list(followers):  # a bias right after its product is that product's last step
         if policy.role_of(node) == "bias" and any(value.producer() in chosen for value in _tensors(node)):

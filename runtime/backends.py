@@ -8,7 +8,14 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ezaudio.runtime.engines.library import MODULES, default_target, installed, open_library, target_of
+from ezaudio.runtime.engines.library import (
+    MODULES,
+    check_precision,
+    default_target,
+    installed,
+    open_library,
+    target_of,
+)
 from ezaudio.runtime.errors import BackendError, InputError, MissingExtraError
 from ezaudio.runtime.gpu import Gpu, find_gpu
 
@@ -86,7 +93,7 @@ def examine(name: str, manifest: Manifest) -> Status:
         return Status(name, (*problems, *_onnxruntime_problems(name)))
     problems += _missing_packages(manifest)
     if not problems and isinstance(gpu, Gpu):
-        problems += _refusals(library_for(manifest), gpu)
+        problems += _refusals(manifest, gpu)
     return Status(name, tuple(problems), () if is_certified(manifest) else (_uncertified(manifest),))
 
 
@@ -103,8 +110,15 @@ def _missing_packages(manifest: Manifest) -> list[Problem]:
     return [Problem(reason, fix, missing_extra=True) for reason in missing]
 
 
-def _refusals(target: str, gpu: Gpu) -> list[Problem]:
+def _refusals(manifest: Manifest, gpu: Gpu) -> list[Problem]:
     """Why the library, which is installed, does not serve this GPU."""
+    target = library_for(manifest)
+    if target_of(manifest):
+        try:
+            check_precision(manifest.precision, gpu.compute_capability)
+        except InputError as error:
+            fix = f"ezaudio-export --model {manifest.config.name} --precision int8 --target {target}"
+            return [Problem(str(error), fix)]
     other = next(name for name in MODULES if name != target)
     try:
         open_library(target).check_capability(gpu.compute_capability)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 from importlib.util import find_spec
 from pathlib import Path
@@ -11,16 +12,10 @@ from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 from ezaudio.runtime.manifest import FILE_NAME
 
 PACKAGED = Path(__file__).parent / "nano"
-PRECISIONS = (
-    "fp32",
-    "fp16",
-    "bf16",
-    "int8",
-    "w8",
-    "w4",
-)  # the order in which a bundle is chosen when none is asked for
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "w8", "w4")  # of several bundles the first is taken
 TARGETS = ("cpu", "tensorrt", "tensorrt-rtx")  # what a bundle's graphs are written for
-CACHED_MODELS = ("l", "xl", "nano")
+GPU_PRECISIONS = ("fp8",)  # no CPU computes in these
+CACHED = re.compile(r"(?P<model>l|xl|nano)(?P<random>-random)?(?P<target>-tensorrt|-tensorrt-rtx)?")
 
 
 def cache_folder() -> Path:
@@ -35,7 +30,11 @@ def cache_folder() -> Path:
 
 
 def cached_bundle(model: str, precision: str) -> Path:
-    """Where ezaudio-export puts a bundle unless told otherwise, and where `--bundle l` looks."""
+    """Where ezaudio-export puts a bundle unless told otherwise, and where `--bundle l` looks.
+
+    Args:
+        model: what `CACHED` fits: a model, `-random` after it where its weights are, and the target unless it is `cpu`.
+    """
     return cache_folder() / "bundles" / f"{model}-{precision}"
 
 
@@ -43,7 +42,8 @@ def find_bundle(name: str | os.PathLike[str] | None, precision: str | None = Non
     """The folder of a bundle.
 
     Args:
-        name: None for the packaged model; `l`, `xl` or `nano` for one that was exported; otherwise a folder.
+        name: None for the packaged model; `l`, `xl` or `nano` for one that was exported, `l-tensorrt` for one that was
+            exported for a target; otherwise a folder.
         precision: which one of several; None takes what there is. A folder has one precision only.
 
     Raises:
@@ -55,16 +55,20 @@ def find_bundle(name: str | os.PathLike[str] | None, precision: str | None = Non
         if precision is None:
             return PACKAGED
         name = "nano"
-    if name not in CACHED_MODELS:
-        return _folder(Path(name), precision)
     model = str(name)
+    if (parts := CACHED.fullmatch(model)) is None:
+        return _folder(Path(name), precision)
     wanted = PRECISIONS if precision is None else (precision,)
     for candidate in wanted:
         if (path := cached_bundle(model, candidate) / FILE_NAME).is_file():
             return path.parent
     if model == "nano" and _precision_of(PACKAGED) == precision:
         return PACKAGED
-    command = f"ezaudio-export --model {model} --precision {precision or 'fp32'}"
+    target = (parts["target"] or "")[1:] or ("tensorrt-rtx" if precision in GPU_PRECISIONS else "")
+    command = f"ezaudio-export --model {parts['model']} --precision {precision or ('fp16' if target else 'fp32')}"
+    command += (" --random-weights" if parts["random"] else "") + (f" --target {target}" if target else "")
+    if target and not parts["target"]:
+        command += f", then use --bundle {model}-{target}"
     if find_spec("torch") is None or find_spec("onnxscript") is None:
         raise MissingExtraError(
             f'model {model!r} must be exported first: pip install "ezaudio[export]", then {command}'

@@ -39,7 +39,9 @@ Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted, th
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle")
-@click.option("--precision", metavar="NAME", help="Which one of an exported model: fp32, fp16, bf16, int8, w8 or w4.")
+@click.option(
+    "--precision", metavar="NAME", help="Which one of an exported model: fp32, fp16, bf16, int8, fp8, w8 or w4."
+)
 @click.option("--prompts-file", type=click.Path(path_type=Path), metavar="FILE", help="One a line. [a dozen sounds]")
 @click.option("--seeds", type=click.IntRange(1, 100), default=2, show_default=True, help="Clips of each prompt.")
 @click.option("--duration", "duration_s", type=float, default=5.0, show_default=True, help="Seconds of each clip.")

@@ -35,6 +35,7 @@ TOLERANCES = {
     "fp16": Tolerance(cosine=0.9999, relative_l2=1.5e-2, level_db=0.5, graph=5e-3),
     "bf16": Tolerance(cosine=0.999, relative_l2=4.5e-2, level_db=0.5, graph=6e-2),
     "int8": Tolerance(cosine=0.995, relative_l2=1e-1, level_db=0.5, graph=5e-3),
+    "fp8": Tolerance(cosine=0.995, relative_l2=1e-1, level_db=0.5, graph=5e-3),
 }
 
 
@@ -102,14 +103,14 @@ class Certificate:
         corpus: the prompts.
         limit: the largest number of the half type.
         largest: graph → tensor in half precision → max |value| in fp32.
-        not_int8: weights of products that are fp16 in an int8 bundle, because in int8 they were too far off.
+        not_quantized: weights of products that are fp16 in a bundle of 8 bits, because in those they were too far off.
     """
 
     corpus: tuple[str, ...]
     limit: float
     largest: dict[str, dict[str, float]]
     islands: tuple[Island, ...]
-    not_int8: tuple[str, ...]
+    not_quantized: tuple[str, ...]
     graphs: tuple[GraphError, ...]
     velocities: tuple[VelocityError, ...]
     levels: tuple[LevelError, ...]
@@ -130,7 +131,7 @@ class Certificate:
                 for graph, tensors in data["largest"].items()
             },
             islands=tuple(Island(**row) for row in data["islands"]),
-            not_int8=tuple(map(str, data["not_int8"])),
+            not_quantized=tuple(map(str, data["not_quantized"])),
             graphs=tuple(GraphError(**row) for row in data["graphs"]),
             velocities=tuple(VelocityError(**row) for row in data["velocities"]),
             levels=tuple(LevelError(**row) for row in data["levels"]),
@@ -162,7 +163,9 @@ def certificate_table(certificate: Certificate, precision: str) -> str:
         (r.graph, f"error of {r.output}", f"{r.relative_error:.1e}", f"{tolerance.graph:.0e}")
         for r in certificate.graphs
     ]
-    rows += [("denoiser", f"'{name}'", "too far off in int8", "moved to fp16") for name in certificate.not_int8]
+    rows += [
+        ("denoiser", f"'{name}'", f"too far off in {precision}", "moved to fp16") for name in certificate.not_quantized
+    ]
     for graph, mode, frames in dict.fromkeys((v.graph, v.mode, v.frames) for v in certificate.velocities):
         steps = [v for v in certificate.velocities if (v.graph, v.mode, v.frames) == (graph, mode, frames)]
         worst = min(steps, key=lambda v: v.cosine)

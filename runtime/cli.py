@@ -158,7 +158,7 @@ class Job:
 @click.option("--eta", type=float, metavar="X", help="Noise added by each step: 0 (none) to 1.")
 @click.option("--noise", type=click.Choice(["torch", "philox"]), help="Random stream; torch is PyTorch's. [torch]")
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
-@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16, int8, w8 or w4.")
+@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16, int8, fp8, w8 or w4.")
 @click.option("--backend", metavar="NAME", default="auto", help="What computes, see ezaudio-doctor. [the best here]")
 @click.option("--low-memory", is_flag=True, help="Keep one part of the model in memory at a time; a little slower.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")

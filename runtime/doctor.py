@@ -36,7 +36,7 @@ Exit code: 0 done, 2 wrong input (one line says what to do).
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--bundle", metavar="DIR|l|xl", help="Bundle to run. [the small one in the package]")
-@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16, int8, w8 or w4.")
+@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16, int8, fp8, w8 or w4.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON object instead of the table.")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(bundle: str | None, precision: str | None, as_json: bool) -> None:

@@ -40,7 +40,9 @@ Exit code: 0 all holds, 1 something does not (the table says what), 2 wrong inpu
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", required=False)
-@click.option("--precision", metavar="NAME", help="Which one of an exported model: fp32, fp16, bf16, int8, w8 or w4.")
+@click.option(
+    "--precision", metavar="NAME", help="Which one of an exported model: fp32, fp16, bf16, int8, fp8, w8 or w4."
+)
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--certificate", "show", is_flag=True, help="Print what was measured at export, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout in place of the tables.")

@@ -150,7 +150,7 @@ def test_without_a_gpu_the_doctor_proposes_nothing_to_install() -> None:
 
 def test_the_doctor_refuses_what_is_no_bundle() -> None:
     fails(runner("ezaudio-doctor")("--bundle", "nowhere"), "no bundle at 'nowhere'")
-    fails(runner("ezaudio-doctor")("--precision", "fp8"), "unknown precision 'fp8'")
+    fails(runner("ezaudio-doctor")("--precision", "fp4"), "unknown precision 'fp4'")
 
 
 def test_script_answers_at_once_and_teaches() -> None:

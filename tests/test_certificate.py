@@ -36,6 +36,7 @@ VELOCITIES = {
     ("packaged", "fp16"): (0.99998, 6e-3),  # 0.999995, 3.3e-3
     ("packaged", "bf16"): (0.9992, 4.2e-2),  # 0.99970, 3.0e-2
     ("packaged", "int8"): (0.995, 1e-1),  # 0.9962, 8.9e-2
+    ("packaged", "fp8"): (0.995, 1e-1),  # 0.9961, 9.2e-2
     ("debug", "fp16"): (0.99998, 6e-3),  # 0.999997, 2.6e-3
     ("debug", "bf16"): (0.9992, 4e-2),  # 0.99982, 1.9e-2
     ("debug", "int8"): (0.998, 6e-2),
@@ -64,8 +65,9 @@ def test_small_models_are_certified(
     assert len(steps) == manifest.config.defaults.num_steps + 2  # every step of the plan, and two of a longer clip
     assert lint_bundle(tmp_path / "typed", manifest.graphs, precision, typed=True) == []
     operators = [n.op_type for n in ir.load(tmp_path / "typed" / "denoiser.onnx").graph]
-    assert ("QuantizeLinear" in operators) == (precision == "int8")
-    plan = engine_plan("tensorrt-rtx", ("8.0", "8.9", "12.0"))
+    assert ("QuantizeLinear" in operators) == (precision in ("int8", "fp8"))
+    gpus = ("8.9", "12.0") if precision == "fp8" else ("8.0", "8.9", "12.0")
+    plan = engine_plan("tensorrt-rtx", precision, gpus)
     assert plan is not None
     assert f"{len(manifest.graphs)} engines" in build_bundle_engines(tmp_path / "typed", plan, quiet=True)
 

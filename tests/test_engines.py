@@ -425,7 +425,7 @@ def test_bad_input_is_one_line(run: Run, arguments: list[str], parts: list[str])
 @rtx
 @no_gpu
 def test_without_a_gpu_one_must_be_named(run: Run) -> None:
-    plan = engine_plan("tensorrt-rtx", ())
+    plan = engine_plan("tensorrt-rtx", "fp16", ())
     assert plan is not None
     assert plan.skipped.endswith("no --compute-capability): the first use builds them")
     fails(run(), "nothing to build for (no NVIDIA driver", "name a GPU, as in --compute-capability 8.9")
@@ -446,14 +446,36 @@ def test_an_export_checks_its_target_first() -> None:
     run = runner("ezaudio-export")
     fails(run("--target", "tensorrt-rtx", "--compute-capability", "9.0"), "does not build for compute capability '9.0'")
     fails(run("--compute-capability", "8.9"), "is for engines: add --target tensorrt-rtx, or leave it out")
+    fp8 = ("--precision", "fp8", "--target", "tensorrt-rtx")
+    fails(run(*fp8, "--compute-capability", "8.6"), "fp8 needs compute capability 8.9 or later, got 8.6: use a bundle")
+    fails(run("--precision", "fp8"), "--precision fp8 is for GPUs: add --target tensorrt or tensorrt-rtx, or use int8")
+    fails(run("--precision", "w4", *fp8[2:]), "--precision w4 is for CPUs: use fp16, bf16, int8 or fp8")
+
+
+@no_gpu
+def test_without_a_gpu_to_build_for_an_export_needs_no_library(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "tensorrt", None)  # as if it were not installed
+    plan = engine_plan("tensorrt", "fp16", ())
+    assert plan is not None
+    assert plan.library is None
+    assert "the first use builds them" in plan.skipped
+
+
+@rtx
+def test_engines_in_a_precision_that_the_gpu_lacks_are_refused(debug_bundle: Path, library: Library) -> None:
+    manifest = replace(read_manifest(debug_bundle, verify=False), precision="bf16", target="tensorrt-rtx")
+    with pytest.raises(
+        InputError, match=r"bf16 needs compute capability 8\.0 or later, got 7\.5: use a bundle in fp16"
+    ):
+        EngineStore(debug_bundle, manifest, library).place(Options(("7.5", "8.9")))
 
 
 @rtx
 def test_an_export_ends_with_engines(own_debug_bundle: Path, store: EngineStore, shared: Path) -> None:
-    plan = engine_plan("tensorrt-rtx", GPUS)
+    plan = engine_plan("tensorrt-rtx", "fp32", GPUS)
     assert plan is not None
     assert (plan.options, plan.skipped) == (Options(GPUS), "")
-    assert engine_plan("cpu", ()) is None
+    assert engine_plan("cpu", "fp32", ()) is None
     for name in store.manifest.graphs:
         build(store, name, shared / "debug", Options(GPUS))
     shutil.copytree(shared / "debug", own_debug_bundle / "engines")

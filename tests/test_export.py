@@ -83,8 +83,8 @@ def test_only_a_bundle_is_replaced(source: ModelSource, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is no bundle"):
             bundle.export_bundle(source, output)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
-    with pytest.raises(InputError, match="unknown precision 'fp8'"):
-        bundle.export_bundle(source, tmp_path / "out", "fp8")
+    with pytest.raises(InputError, match="unknown precision 'fp4'"):
+        bundle.export_bundle(source, tmp_path / "out", "fp4")
 
 
 def test_the_manifest_says_what_was_exported(debug_bundle: Path) -> None:

@@ -42,7 +42,10 @@ def debug_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("arguments", "parts"),
     [
-        (["--precision", "fp8"], ["'--precision'", "'fp8' is not one of 'fp32', 'fp16', 'bf16', 'int8', 'w8', 'w4'"]),
+        (
+            ["--precision", "fp4"],
+            ["'--precision'", "'fp4' is not one of 'fp32', 'fp16', 'bf16', 'int8', 'fp8', 'w8', 'w4'"],
+        ),
         (["--model", "small"], ["unknown model 'small': expected l, xl, nano or a folder with config.json, dit.safe"]),
         (["--model", "debug"], ["model 'debug' has no trained weights"]),
         (["--model", "small", "--random-weights"], ["random weights need a known model, one of l, xl, nano, debug"]),

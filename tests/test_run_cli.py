@@ -332,7 +332,7 @@ def test_bad_input_is_found_before_the_bundle_is_opened(run, arguments, parts):
             f"seed must be a whole number from −2⁶³ to 2⁶⁴ − 1, got {2**64}",
         ),
         (["--precision", "int8"], "is fp32, not int8: leave out --precision"),
-        (["--precision", "fp8"], "unknown precision 'fp8': expected one of fp32, fp16, bf16, int8, w8, w4"),
+        (["--precision", "fp4"], "unknown precision 'fp4': expected one of fp32, fp16, bf16, int8, fp8, w8, w4"),
     ],
 )
 def test_a_setting_out_of_range_is_one_line_and_no_file(make, arguments, part):
@@ -344,6 +344,12 @@ def test_a_missing_extra_is_named_before_the_work(run, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
     fails(run("rain", "--bundle", "no_bundle", "--spectrogram", "a.png"), 'pip install "ezaudio[plot]"')
     fails(run("rain", "--bundle", "xl"), "model 'xl' has not been exported yet: run ezaudio-export --model xl")
+    command = "run ezaudio-export --model l --precision fp8 --target tensorrt-rtx, then use --bundle l-tensorrt-rtx"
+    fails(run("rain", "--bundle", "l", "--precision", "fp8"), f"model 'l' has not been exported in fp8 yet: {command}")
+    command = "run ezaudio-export --model l --precision fp16 --random-weights --target tensorrt"
+    fails(
+        run("rain", "--bundle", "l-random-tensorrt"), f"model 'l-random-tensorrt' has not been exported yet: {command}"
+    )
     monkeypatch.setitem(sys.modules, "torch", None)
     parts = ["model 'l' must be exported first", 'pip install "ezaudio[export]"', "ezaudio-export --model l"]
     fails(run("rain", "--bundle", "l"), *parts)

@@ -75,7 +75,7 @@ def test_damage_is_one_line(verify: Run, typed_debug_bundle: Path, tmp_path: Pat
     (folder / "certificate.f16").write_bytes(data)
     fails(verify(folder), "certificate.f16' has changed since the bundle was made")
     fails(verify(tmp_path / "none"), "no bundle at", "make one with ezaudio-export")
-    fails(verify(folder, "--precision", "fp8"), "unknown precision 'fp8'")
+    fails(verify(folder, "--precision", "fp4"), "unknown precision 'fp4'")
 
 
 def test_half_precision_needs_onnx(verify: Run, typed_debug_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

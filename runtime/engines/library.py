@@ -18,6 +18,8 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Target, as in `--target`, → module. The target is the name of the extra that installs it, too."""
 
 MAX_ERROR_CHARS = 400
+SINCE = {"bf16": "8.0", "fp8": "8.9"}
+"""Precision → the first compute capability that computes in it; the others need none of their own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +90,15 @@ class Library:
                     self.warnings.append(one_line(message)[:MAX_ERROR_CHARS])
 
         return Log()
+
+
+def check_precision(precision: str, capability: str) -> None:
+    """Raises InputError for a compute capability, such as `8.6`, that does not compute in a precision."""
+    since = SINCE.get(precision)
+    if since is not None and float(capability) < float(since):
+        raise InputError(
+            f"{precision} needs compute capability {since} or later, got {capability}: use a bundle in fp16 or int8"
+        )
 
 
 def installed(target: str) -> bool:

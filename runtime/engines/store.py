@@ -19,7 +19,7 @@ from typing import Any
 
 from ezaudio.runtime.bundle_store import PACKAGED, cache_folder
 from ezaudio.runtime.engines.builder import Options, build_engine
-from ezaudio.runtime.engines.library import Library, target_of
+from ezaudio.runtime.engines.library import Library, check_precision, target_of
 from ezaudio.runtime.engines.profiles import Durations, profiles_of
 from ezaudio.runtime.engines.record import Place, Purpose, Record, graph_digest, weight_bytes
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
@@ -93,18 +93,22 @@ class EngineStore:
     def place(self, options: Options) -> Place:
         """Where engines are to run: on the first GPU that the options name, else on the one of this machine.
 
-        Raises InputError when neither is there, or the library does not build for it.
+        Raises InputError when neither is there, the library does not build for it, or it lacks the graphs' precision.
         """
         name, version = self.library.name, self.library.version
         self.library.check_ahead(options.compute_capabilities)
         gpu = find_gpu()
         if options.strip and self.library.builds_ahead and isinstance(gpu, str):
             raise InputError(f"{name} strips weights only where a GPU is ({gpu}): leave out --strip")
+        typed = self.manifest.precision if target_of(self.manifest) else "fp32"
+        for capability in options.compute_capabilities:
+            check_precision(typed, capability)
         if options.compute_capabilities:
             return Place(name, version, options.compute_capabilities[0], None)
         if isinstance(gpu, str):
             raise InputError(f"nothing to build for ({gpu}): name a GPU, as in --compute-capability 8.9")
         self.library.check_capability(gpu.compute_capability)
+        check_precision(typed, gpu.compute_capability)
         return Place(name, version, gpu.compute_capability, gpu.driver)
 
     def purpose(self, name: str, options: Options, place: Place, durations: Sequence[Durations] = ()) -> Purpose:
