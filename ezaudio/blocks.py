@@ -132,18 +132,20 @@ class DiTBlock(nn.Module):
         x: Tensor,
         time_state: Tensor,
         shared: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         context_mask: Tensor | None,
         rope: tuple[Tensor, Tensor],
         skip: Tensor | None = None,
     ) -> Tensor:
-        """x (B, L, D), time_state (B, D), shared (B, 6D), context (B, S, D), context_mask (B, S), skip (B, L, D)."""
+        """x (B, L, D), time_state (B, D), shared (B, 6D), context (B, S, D) or none, context_mask (B, S), skip (B, L, D).
+        """
         if skip is not None:
             x = self.skip_linear(ops.skip_norm(x, skip, self.skip_norm.weight, self.skip_norm.bias))
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaln(time_state, shared).unbind(1)
         h = ops.modulated_norm(x, self.norm1.weight, self.norm1.bias, shift_attn, scale_attn)
         x = ops.gated_residual(x, self.attn(h, h, rope), gate_attn)
-        x = x + self.cross_attn(self.norm2(x), self.norm_context(context), key_mask=context_mask)
+        if context is not None:
+            x = x + self.cross_attn(self.norm2(x), self.norm_context(context), key_mask=context_mask)
         h = ops.modulated_norm(x, self.norm3.weight, self.norm3.bias, shift_mlp, scale_mlp)
         return ops.gated_residual(x, self.mlp(h), gate_mlp)
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ezaudio import blocks
 from ezaudio.config import DiTConfig
@@ -33,6 +34,7 @@ class UDiT(nn.Module):
         super().__init__()
         self.config = config
         self.fused = False
+        self.checkpointed = False
         width = config.width
         self.patch_embed = blocks.PatchEmbed(config.input_channels, width)
         self.time_embed = blocks.TimestepEmbed(width)
@@ -52,17 +54,20 @@ class UDiT(nn.Module):
         self,
         inputs: Tensor,
         timesteps: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         context_mask: Tensor | None = None,
         residuals: Sequence[Tensor] | None = None,
         inner: InnerBlocks | None = None,
     ) -> Tensor:
-        """inputs (B, 2C + 1, L) → velocity (B, C, L); residuals: one (B, L, D) an in block, added to its skip."""
+        """inputs (B, 2C + 1, L) → velocity (B, C, L); residuals: one (B, L, D) an in block, added to its skip.
+
+        context: None leaves cross-attention out, as the first stage of training does.
+        """
         x = self.patch_embed(inputs)
         rope = ops.rope_tables(x.shape[1], self.config.head_width, x.device)
         time_state = blocks.time_state(self.time_embed, timesteps)
         shared = self.time_ada(time_state)
-        context = self.context_embed(context)
+        context = None if context is None else self.context_embed(context)
         if self.fused:
             from ezaudio import fused
 
@@ -80,7 +85,8 @@ class UDiT(nn.Module):
             if inner is not None and inner.reused and self.config.num_outer_blocks <= number < turn:
                 continue
             skip = skips.pop() if number > len(self.in_blocks) else None
-            x = block(x, time_state, shared, context, context_mask, rope, skip=skip)
+            arguments = (x, time_state, shared, context, context_mask, rope, skip)
+            x = checkpoint(block, *arguments, use_reentrant=False) if self.checkpointed else block(*arguments)
             if number < len(self.in_blocks):
                 skips.append(x if residuals is None else x + residuals[number])
         return self.final_block(x, self.time_ada_final(time_state))
@@ -127,6 +133,18 @@ class MaskDiT(nn.Module):
         self.model.fused = True
         return self
 
+    def checkpoint_blocks(self) -> MaskDiT:
+        """From here on a backward pass recomputes what is inside a block instead of keeping it."""
+        self.model.checkpointed = True
+        return self
+
+    def text_parameters(self) -> list[nn.Parameter]:
+        """Those that only take part with a context: cross-attention, its norms, the embedding of text states."""
+        parts: list[nn.Module] = [self.model.context_embed]
+        for block in self.model.all_blocks():
+            parts += [block.norm2, block.norm_context, block.cross_attn]
+        return [parameter for part in parts for parameter in part.parameters()]
+
     def assemble(self, x: Tensor, given: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """Concatenate noisy latent, given latent and mask along channels.
 
@@ -150,7 +168,7 @@ class MaskDiT(nn.Module):
         self,
         x: Tensor,
         timesteps: Tensor,
-        context: Tensor,
+        context: Tensor | None,
         context_mask: Tensor | None = None,
         given: Tensor | None = None,
         mask: Tensor | None = None,
@@ -162,7 +180,7 @@ class MaskDiT(nn.Module):
         Args:
             x: (B, C, L) noisy latent.
             timesteps: (B,) integers in 0…999.
-            context: (B, S, D_text) text states.
+            context: (B, S, D_text) text states; None leaves cross-attention out.
             context_mask: (B, S) True where a token is valid; at least one a row.
             given, mask: see `assemble`.
             residuals: ControlNet residuals, one (B, L, D) an in block.

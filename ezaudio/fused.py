@@ -7,9 +7,11 @@ which may be the next block's, so between blocks the tokens are held as x, updat
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from ezaudio.blocks import Attention, DiTBlock, FeedForward
 from ezaudio.kernels import reference as ops
@@ -76,7 +78,7 @@ def run_block(
     block: DiTBlock,
     tokens: Tokens,
     modulations: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     context_mask: Tensor | None,
     rope: tuple[Tensor, Tensor],
     skip: Tensor | None = None,
@@ -85,7 +87,7 @@ def run_block(
 
     Args:
         modulations: (B, 6, D) float32.
-        context: (B, S, D), context_mask (B, S).
+        context: (B, S, D), or None for no cross-attention; context_mask (B, S).
         skip: (B, L, D) for out blocks, whose tokens enter through the projection of [x, skip].
     """
     shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = modulations.unbind(1)
@@ -94,9 +96,12 @@ def run_block(
         h = skip_norm(tokens.x, skip, layer.weight, layer.bias, tokens.update, tokens.gate)
         tokens = Tokens(block.skip_linear(h))
     entered, h = norm(tokens, block.norm1, shift_attn, scale_attn)
-    x, h = norm(Tokens(entered, attend(block.attn, h, h, rope, None), gate_attn), block.norm2)
-    _, keys = norm(Tokens(context), block.norm_context)
-    x, h = norm(Tokens(x, attend(block.cross_attn, h, keys, None, context_mask)), block.norm3, shift_mlp, scale_mlp)
+    tokens = Tokens(entered, attend(block.attn, h, h, rope, None), gate_attn)
+    if context is not None:
+        x, h = norm(tokens, block.norm2)
+        _, keys = norm(Tokens(context), block.norm_context)
+        tokens = Tokens(x, attend(block.cross_attn, h, keys, None, context_mask))
+    x, h = norm(tokens, block.norm3, shift_mlp, scale_mlp)
     return entered, Tokens(x, mlp(block.mlp, h), gate_mlp)
 
 
@@ -105,7 +110,7 @@ def run_unet(
     x: Tensor,
     time_state: Tensor,
     shared: Tensor,
-    context: Tensor,
+    context: Tensor | None,
     context_mask: Tensor | None,
     rope: tuple[Tensor, Tensor],
     residuals: Sequence[Tensor] | None,
@@ -114,15 +119,16 @@ def run_unet(
     blocks = unet.all_blocks()
     num_in = len(unet.in_blocks)
     modulations = block_modulations(blocks, time_state, shared)
+    run = partial(checkpoint, run_block, use_reentrant=False) if unet.checkpointed else run_block
     tokens, entered = Tokens(x), []
     for block, vectors in zip(blocks[: num_in + 1], modulations, strict=False):
-        before, tokens = run_block(block, tokens, vectors, context, context_mask, rope)
+        before, tokens = run(block, tokens, vectors, context, context_mask, rope)
         entered.append(before)
     skips = entered[1:]  # what entered the next block is what left this one
     if residuals is not None:
         skips = [skip + residual for skip, residual in zip(skips, residuals, strict=True)]
     for block, vectors in zip(blocks[num_in + 1 :], modulations[num_in + 1 :], strict=True):
-        _, tokens = run_block(block, tokens, vectors, context, context_mask, rope, skips.pop())
+        _, tokens = run(block, tokens, vectors, context, context_mask, rope, skips.pop())
     shift, scale = unet.time_ada_final(time_state).float().chunk(2, dim=-1)
     _, h = norm(tokens, unet.final_block.norm, shift, scale)
     return unet.final_block.final_layer(unet.final_block.linear(h).transpose(1, 2))

@@ -57,6 +57,14 @@ class WeightNormConv(nn.Module):
         del self.weight_g, self.weight_v
         self.weight = nn.Parameter(folded)
 
+    @torch.no_grad()
+    def unfold(self) -> None:
+        """The inverse: g is the norm of `weight`, v is `weight`."""
+        if "weight" in self._parameters:
+            weight = self.weight.detach()
+            del self.weight
+            self.weight_v, self.weight_g = nn.Parameter(weight.clone()), nn.Parameter(self._norm(weight))
+
     def kernel(self) -> Tensor:
         """(out, in, k), or (in, out, k) when transposed."""
         if "weight" in self._parameters:
@@ -173,9 +181,21 @@ class AutoencoderOobleck(nn.Module):
         """latents (B, C, L) → audio (B, 1, L·hop), not clipped."""
         return self.decoder(latents)
 
+    def forward(self, audio: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Reconstruction as trained: audio (B, 1, T), noise (B, C, L) → audio (B, 1, T), posterior mean and deviation."""
+        mean, std = self.encode_moments(audio)
+        return self.decode(mean + std * noise), mean, std
+
     def fold_weight_norm(self) -> AutoencoderOobleck:
         """Fold every g·v/‖v‖ in float64, in place; afterwards the model cannot be trained in its weight-norm form."""
         for module in self.modules():
             if isinstance(module, WeightNormConv):
                 module.fold()
+        return self
+
+    def unfold_weight_norm(self) -> AutoencoderOobleck:
+        """Back to the form that is trained, in place; computes the same."""
+        for module in self.modules():
+            if isinstance(module, WeightNormConv):
+                module.unfold()
         return self

@@ -32,6 +32,10 @@ class Command(click.Command):
         sys.exit(2)
 
 
+class Group(Command, click.Group):
+    """Subcommands that report errors as `Command` does."""
+
+
 def one_line(text: str) -> str:
     """Without line breaks and control characters: what a file brings along must not steer the terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -11,25 +10,17 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-Arrays = dict[str, Tensor]
-
-
-def save_atomic(tensors: Arrays, path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
-    temporary.chmod(0o644)
-    os.replace(temporary, path)
-
-
-def weights(module: nn.Module) -> Arrays:
-    """Parameters and buffers by name, not detached; a tied one (T5's embedding) once."""
-    return dict(module.named_parameters()) | dict(module.named_buffers())
+from ezaudio.training.checkpoint import (
+    Arrays,
+    optimizer_state,
+    save_atomic,
+    take_optimizer_state,
+    take_weights,
+    weights,
+)
 
 
 @dataclass(slots=True)
@@ -62,11 +53,9 @@ class TrainState:
         """Start the average from the present weights."""
         self.average = {name: value.detach().clone() for name, value in weights(self.module).items()}
 
-    @torch.no_grad()
     def use(self, tensors: Arrays) -> None:
         """Copy a complete set of weights, such as `average`, into the module."""
-        for name, value in weights(self.module).items():
-            value.copy_(tensors[name])
+        take_weights(self.module, tensors, "a set of weights")
 
     def apply(self, loss: Tensor, progress: float = 0.0) -> None:
         """One optimiser step. The rate warms up and falls straight to zero over the second half of `progress` 0…1."""
@@ -85,15 +74,11 @@ class TrainState:
             for name, value in weights(self.module).items():
                 self.average[name].lerp_(value, 1 - decay)
 
-    def _moments(self) -> Iterator[tuple[str, Tensor, nn.Parameter]]:
-        for name, parameter in self.module.named_parameters():
-            for key, value in self.optimizer.state.get(parameter, {}).items():
-                yield f"optimizer.{key}.{name}", value, parameter
-
     def save(self, path: Path) -> None:
         tensors = {f"module.{name}": value for name, value in weights(self.module).items()}
         tensors |= {f"average.{name}": value for name, value in self.average.items()}
-        tensors |= {name: value for name, value, _ in self._moments()}
+        moments = optimizer_state(self.module, self.optimizer)
+        tensors |= {f"optimizer.{name}": value for name, value in moments.items()}
         save_atomic(tensors, path, {"train": json.dumps({"step": self.step, "elapsed_s": self.elapsed_s})})
 
     def load(self, path: Path) -> None:
@@ -103,10 +88,7 @@ class TrainState:
         part = lambda prefix: {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}  # noqa: E731
         self.use(part("module."))
         self.average = part("average.")
-        for name, parameter in self.module.named_parameters():
-            keys = ("step", "exp_avg", "exp_avg_sq")
-            if f"optimizer.step.{name}" in tensors:
-                self.optimizer.state[parameter] = {key: tensors[f"optimizer.{key}.{name}"] for key in keys}
+        take_optimizer_state(self.module, self.optimizer, part("optimizer."))
         self.step, self.elapsed_s = progress["step"], progress["elapsed_s"]
 
     def steps(

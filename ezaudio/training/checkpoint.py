@@ -1,0 +1,154 @@
+"""A run's checkpoints: folders of safetensors that appear whole, the newest few kept.
+
+    RUN/checkpoints/step-00001000/
+        <network>.safetensors      weights of each network in training
+        average.safetensors        exponential moving average of the one that is published
+        <network>.optimizer.safetensors
+        state.json                 step, settings, loss scale; written last
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.weights import first_line
+
+Arrays = dict[str, Tensor]
+FOLDER, PREFIX = "checkpoints", "step-"
+STATE = "state.json"
+
+
+def weights(module: nn.Module) -> Arrays:
+    """Parameters and buffers by name, not detached; a tied one once."""
+    return dict(module.named_parameters()) | dict(module.named_buffers())
+
+
+def save_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        _save(tensors, temporary, metadata)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
+    path.chmod(0o644)  # safetensors keeps it to its owner
+    _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """To the disk itself, so that a power cut after a rename leaves no empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """What a folder holds; tensors by part, on the CPU."""
+
+    step: int
+    settings: dict[str, Any]
+    scaler: dict[str, Any]
+    parts: dict[str, Arrays]
+
+
+def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
+    """Write a checkpoint of a run, then delete all but the newest `keep`.
+
+    Raises InputError when it cannot be written, as on a full disk; older ones are untouched.
+    """
+    root = folder / FOLDER
+    final = root / f"{PREFIX}{checkpoint.step:08d}"
+    temporary = root / f".{final.name}.{os.getpid()}"
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        for part, tensors in checkpoint.parts.items():
+            _save(tensors, temporary / f"{part}.safetensors")
+        state = {"step": checkpoint.step, "settings": checkpoint.settings, "scaler": checkpoint.scaler}
+        (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
+        _flush(temporary / STATE)
+        shutil.rmtree(final, ignore_errors=True)
+        temporary.rename(final)
+        _flush(root)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"the checkpoint '{final}' cannot be written: {first_line(error)}") from error
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    for old in stored_checkpoints(folder)[:-keep]:
+        shutil.rmtree(old, ignore_errors=True)
+    return final
+
+
+def stored_checkpoints(folder: Path) -> list[Path]:
+    """Of a run, the oldest first. What a killed process left half-written has another name."""
+    return sorted(path for path in (folder / FOLDER).glob(f"{PREFIX}*") if (path / STATE).is_file())
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Raises BundleError when a file is missing or damaged."""
+    try:
+        state = json.loads((path / STATE).read_text(encoding="utf-8"))
+        parts = {file.name.removesuffix(".safetensors"): load_file(file) for file in path.glob("*.safetensors")}
+        return Checkpoint(int(state["step"]), dict(state["settings"]), dict(state["scaler"]), parts)
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise BundleError(
+            f"the checkpoint '{path}' is damaged ({first_line(error)}): delete it to go on from the one before"
+        ) from error
+
+
+def take_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:
+    """Copy a complete set of weights into a module. Raises BundleError when names or shapes are others."""
+    own = weights(module)
+    if own.keys() != tensors.keys():
+        differing = sorted(own.keys() ^ tensors.keys())
+        raise BundleError(f"{where} is of another model: {differing[0]!r} and {len(differing) - 1} more do not match")
+    with torch.no_grad():
+        for name, value in own.items():
+            if value.shape != tensors[name].shape:
+                raise BundleError(
+                    f"{where} is of another model: {name!r} is {tuple(tensors[name].shape)}, expected "
+                    f"{tuple(value.shape)}"
+                )
+            value.copy_(tensors[name])
+
+
+def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tuple[str, Tensor]]:
+    for name, parameter in module.named_parameters():
+        for key, value in optimizer.state.get(parameter, {}).items():
+            yield f"{key}.{name}", value
+
+
+def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
+    """AdamW's moments and step counts by parameter name."""
+    return dict(_moments(module, optimizer))
+
+
+def take_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Inverse of `optimizer_state`. Step counts stay on the CPU, where AdamW keeps them."""
+    for name, parameter in module.named_parameters():
+        if f"step.{name}" in tensors:
+            optimizer.state[parameter] = {
+                "step": tensors[f"step.{name}"].clone(),
+                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter, copy=True),
+                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter, copy=True),
+            }

@@ -1,0 +1,308 @@
+"""Training of the diffusion transformer: the paper's three stages, and the ControlNet on a frozen transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ezaudio.config import EzAudioConfig
+from ezaudio.controlnet import ControlNet, audio_energy
+from ezaudio.dit import MaskDiT
+from ezaudio.runtime.noise import PhiloxNoise
+from ezaudio.runtime.solvers import alphas_cumprod, solver_plan
+from ezaudio.sampling import Condition, sample
+from ezaudio.text import PAD_TOKEN, encode_text
+from ezaudio.training.losses import add_noise, min_snr_weights, velocity_loss
+from ezaudio.training.masks import generation_mask, span_mask, uniform
+from ezaudio.training.settings import ControlNetStage, DiffusionStage, Schedule
+from ezaudio.training.trainer import Losses
+from ezaudio.vae import AutoencoderOobleck
+from ezaudio.weights import write_safetensors
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+    from tokenizers import Tokenizer
+    from transformers import T5EncoderModel
+
+LISTEN_STEPS = 50
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """A batch as the transformer sees it.
+
+    Attributes:
+        latents: (B, C, L).
+        context, context_mask: (B, S, D_text) and (B, S); None in a stage without text.
+        audio: (B, 1, T) that the latents were made from; None where they were precomputed.
+    """
+
+    latents: Tensor
+    context: Tensor | None
+    context_mask: Tensor | None
+    audio: Tensor | None = None
+
+
+class Encoders(nn.Module):
+    """What turns clips and captions into latents and text states; never trained.
+
+    Args:
+        text_encoder, tokenizer: None for a stage without text.
+    """
+
+    def __init__(
+        self,
+        config: EzAudioConfig,
+        vae: AutoencoderOobleck,
+        text_encoder: T5EncoderModel | None = None,
+        tokenizer: Tokenizer | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.vae = vae.eval().requires_grad_(False)
+        self.text_encoder = None if text_encoder is None else text_encoder.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        if tokenizer is not None:
+            tokenizer.enable_truncation(config.text.max_tokens)
+
+    @torch.no_grad()
+    def forward(self, batch: Any, empty_captions: float, generator: torch.Generator) -> Example:
+        """Encode a batch (`audio` (B, 1, T), `captions`), a share of the captions emptied.
+
+        Latents are samples of the posterior, as the release trains on.
+        """
+        audio = batch.audio.to(generator.device, torch.float32)
+        latents = self.vae.encode(audio[..., : audio.shape[-1] // self.config.vae.hop * self.config.vae.hop], generator, True)
+        if self.text_encoder is None:
+            return Example(latents, None, None, audio)
+        empty = torch.rand(len(batch.captions), generator=generator, device=generator.device) < empty_captions
+        captions = ["" if gone else caption for gone, caption in zip(empty.tolist(), batch.captions, strict=True)]
+        return Example(latents, *self.text(captions), audio)
+
+    @torch.no_grad()
+    def text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Text states (B, S, D_text) and their mask (B, S)."""
+        assert self.text_encoder is not None
+        assert self.tokenizer is not None
+        rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(list(captions))]
+        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN)
+        mask = torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
+        device = next(self.text_encoder.parameters()).device
+        ids, mask = ids.to(device), mask.to(device)
+        return encode_text(self.text_encoder, ids, mask.long()), mask
+
+
+class LatentDiffusionTask:
+    """One of the stages, see `trainer.Task`.
+
+    Args:
+        prompts: what to make sounds of to listen to; a stage without text makes as many without one.
+        encode: batch → `Example`; None encodes clips with `encoders`.
+        on_publish: called with the run's folder once the averaged transformer is written there.
+    """
+
+    averaged = "dit"
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        dit: MaskDiT,
+        stage: DiffusionStage,
+        schedule: Schedule,
+        prompts: Sequence[str] = (),
+        clip_s: float = 10.0,
+        on_publish: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        self.encoders, self.stage, self.prompts, self.clip_s = encoders, stage, tuple(prompts), clip_s
+        self.networks: dict[str, nn.Module] = {"dit": dit.requires_grad_(True)}
+        self.schedules = {"dit": schedule}
+        self.sample_rate = encoders.config.vae.sample_rate
+        self._on_publish = on_publish
+        self._alphas = torch.from_numpy(alphas_cumprod(encoders.config.diffusion)).float()
+        if not stage.with_text:
+            for parameter in dit.text_parameters():
+                parameter.requires_grad_(False)
+
+    def to(self, device: torch.device) -> None:
+        self.encoders.to(device)
+        self._alphas = self._alphas.to(device)
+
+    def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
+        stage = self.stage
+        example = self.encoders(batch, stage.empty_captions, generator)
+        latents = example.latents
+        mask = generation_mask(
+            len(latents), latents.shape[2], stage.partly_masked, stage.mask_ratio, stage.mask_span, generator
+        )
+        noisy, target, timesteps, weights = _noised(latents, self._alphas, stage.min_snr_gamma, generator)
+        predicted = networks["dit"](noisy, timesteps, example.context, example.context_mask, latents, mask)
+        loss = velocity_loss(predicted, target, mask, weights)
+        yield Losses("dit", loss, {"velocity": loss})
+
+    def listen(self, generator: torch.Generator) -> dict[str, NDArray[np.float32]]:
+        dit = self.networks["dit"]
+        assert isinstance(dit, MaskDiT)
+        if self.stage.with_text:
+            return listen(self.encoders, dit, self.prompts, self.clip_s, seed=generator.initial_seed() % 2**31)
+        seed, count = generator.initial_seed() % 2**31, max(1, min(len(self.prompts), 4))
+        return {
+            f"without text {number + 1}": _decoded(self.encoders, dit, None, self.clip_s, seed + number)
+            for number in range(count)
+        }
+
+    def publish(self, folder: Path) -> None:
+        write_safetensors(folder / "dit.safetensors", self.networks["dit"], torch.float32)
+        self._on_publish(folder)
+
+
+class ControlNetTask:
+    """The energy ControlNet on a frozen transformer, see `trainer.Task`. It starts as a copy of the in blocks."""
+
+    averaged = "controlnet"
+
+    def __init__(
+        self,
+        encoders: Encoders,
+        dit: MaskDiT,
+        controlnet: ControlNet,
+        stage: ControlNetStage,
+        schedule: Schedule,
+        on_publish: Callable[[Path], None] = lambda folder: None,
+    ) -> None:
+        self.encoders, self.dit, self.stage = encoders, dit.eval().requires_grad_(False), stage
+        self.networks: dict[str, nn.Module] = {"controlnet": controlnet.requires_grad_(True)}
+        self.schedules = {"controlnet": schedule}
+        self.sample_rate = encoders.config.vae.sample_rate
+        self._on_publish = on_publish
+        self._alphas = torch.from_numpy(alphas_cumprod(encoders.config.diffusion)).float()
+
+    def to(self, device: torch.device) -> None:
+        self.encoders.to(device)
+        self.dit.to(device)
+        self._alphas = self._alphas.to(device)
+
+    def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
+        stage = self.stage
+        example = self.encoders(batch, stage.empty_captions, generator)
+        latents = example.latents
+        assert example.audio is not None
+        energy = audio_energy(example.audio[:, 0, : latents.shape[2] * self.encoders.config.vae.hop])
+        ratios = uniform((len(latents),), *stage.hidden_ratio, generator)
+        hidden = span_mask(ratios, energy.shape[2], stage.hidden_span, generator)
+        partly = torch.rand(len(latents), generator=generator, device=generator.device) < stage.partly_hidden
+        noisy, target, timesteps, weights = _noised(latents, self._alphas, stage.min_snr_gamma, generator)
+        context, context_mask = example.context, example.context_mask
+        inputs = self.dit.assemble(noisy)
+        residuals = networks["controlnet"](
+            inputs, timesteps, context, context_mask, energy, 1.0, hidden & partly[:, None]
+        )
+        predicted = self.dit(noisy, timesteps, context, context_mask, residuals=residuals)
+        loss = velocity_loss(predicted, target, torch.ones_like(latents[:, 0], dtype=torch.bool), weights)
+        yield Losses("controlnet", loss, {"velocity": loss})
+
+    def listen(self, generator: torch.Generator) -> dict[str, NDArray[np.float32]]:
+        """A contour that swells twice, for an empty prompt."""
+        controlnet = self.networks["controlnet"]
+        assert isinstance(controlnet, ControlNet)
+        frames = _num_frames(self.encoders.config, 5.0)
+        contour = torch.linspace(0, 4 * np.pi, 2 * frames).sin().square()[None, None].to(generator.device)
+        samples = _decoded(
+            self.encoders, self.dit, "", 5.0, generator.initial_seed() % 2**31, controlnet=controlnet, energy=contour
+        )
+        return {"two swells": samples}
+
+    def publish(self, folder: Path) -> None:
+        write_safetensors(folder / "controlnet.safetensors", self.networks["controlnet"], torch.float32)
+        self._on_publish(folder)
+
+
+def start_controlnet(controlnet: ControlNet, dit: MaskDiT) -> ControlNet:
+    """Copy the transformer's embeddings and in blocks; the condition's layers stay as they are, the last ones zero."""
+    own = controlnet.state_dict()
+    shared = {name: value for name, value in dit.model.state_dict().items() if name in own}
+    controlnet.load_state_dict(shared, strict=False)
+    return controlnet
+
+
+def start_cross_attention(dit: MaskDiT) -> MaskDiT:
+    """Let cross-attention begin as nothing: its output projection at zero, as stage 2 adds it to stage 1's model."""
+    for block in dit.model.all_blocks():
+        nn.init.zeros_(block.cross_attn.proj.weight)
+        nn.init.zeros_(block.cross_attn.proj.bias)
+    return dit
+
+
+def _noised(
+    latents: Tensor, alphas: Tensor, gamma: float | None, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """Noisy latents and velocities at even random timesteps, those (B,), and their weights."""
+    device = generator.device
+    noise = torch.randn(latents.shape, generator=generator, device=device)
+    timesteps = torch.randint(len(alphas), (len(latents),), generator=generator, device=device)
+    noisy, target = add_noise(latents, noise, alphas[timesteps])
+    return noisy, target, timesteps, None if gamma is None else min_snr_weights(alphas[timesteps], gamma)
+
+
+def listen(
+    encoders: Encoders, dit: MaskDiT, prompts: Sequence[str], duration_s: float, seed: int
+) -> dict[str, NDArray[np.float32]]:
+    """One sound a prompt, at the model's default guidance."""
+    return {prompt: _decoded(encoders, dit, prompt, duration_s, seed) for prompt in prompts}
+
+
+def _num_frames(config: EzAudioConfig, duration_s: float) -> int:
+    return max(2, round(duration_s * config.vae.latent_rate))
+
+
+@torch.no_grad()
+def _decoded(
+    encoders: Encoders,
+    dit: MaskDiT,
+    prompt: str | None,
+    duration_s: float,
+    seed: int,
+    controlnet: ControlNet | None = None,
+    energy: Tensor | None = None,
+) -> NDArray[np.float32]:
+    """Samples (T,) of one clip; without a prompt through the model without cross-attention."""
+    config, device = encoders.config, next(dit.parameters()).device
+    defaults = config.defaults
+    plan = solver_plan(defaults.solver, min(LISTEN_STEPS, defaults.num_steps), defaults.eta, config.diffusion)
+    if prompt is None or encoders.text_encoder is None:
+        nothing = torch.zeros((1, 1, config.text.width), device=device)
+        condition = Condition(nothing, torch.ones((1, 1), dtype=torch.bool, device=device), energy=energy)
+        dit = _WithoutText(dit)
+    else:
+        context, mask = encoders.text([prompt])
+        negative, negative_mask = encoders.text([""])
+        condition = Condition(context, mask, negative, negative_mask, energy=energy)
+    latents = sample(
+        dit,
+        plan,
+        condition,
+        [PhiloxNoise(seed)],
+        _num_frames(config, duration_s),
+        defaults.guidance_scale,
+        defaults.guidance_rescale,
+        controlnet,
+    )
+    audio = encoders.vae.decode(latents)[0, 0].float().cpu().numpy()
+    return np.asarray(F.hardtanh(torch.from_numpy(audio)).numpy(), np.float32)
+
+
+class _WithoutText(MaskDiT):
+    """The same transformer, its context left out."""
+
+    def __init__(self, dit: MaskDiT) -> None:
+        nn.Module.__init__(self)
+        self.config, self.inner = dit.config, dit
+
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None, *given: Any) -> Tensor:  # type: ignore[override]
+        return self.inner(x, timesteps, None, None, *given[1:])
