@@ -137,8 +137,7 @@ class DiTBlock(nn.Module):
         rope: tuple[Tensor, Tensor],
         skip: Tensor | None = None,
     ) -> Tensor:
-        """x (B, L, D), time_state (B, D), shared (B, 6D), context (B, S, D) or none, context_mask (B, S), skip (B, L, D).
-        """
+        """x (B, L, D), time_state (B, D), shared (B, 6D), context (B, S, D) or None, its mask (B, S), skip like x."""
         if skip is not None:
             x = self.skip_linear(ops.skip_norm(x, skip, self.skip_norm.weight, self.skip_norm.bias))
         shift_attn, scale_attn, gate_attn, shift_mlp, scale_mlp, gate_mlp = self.adaln(time_state, shared).unbind(1)

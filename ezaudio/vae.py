@@ -182,7 +182,7 @@ class AutoencoderOobleck(nn.Module):
         return self.decoder(latents)
 
     def forward(self, audio: Tensor, noise: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Reconstruction as trained: audio (B, 1, T), noise (B, C, L) → audio (B, 1, T), posterior mean and deviation."""
+        """Reconstruction as trained: audio (B, 1, T), noise (B, C, L) → audio, posterior mean, deviation."""
         mean, std = self.encode_moments(audio)
         return self.decode(mean + std * noise), mean, std
 

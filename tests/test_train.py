@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from console import fails, runner
 from safetensors.torch import load_file
+from tokenizers import Tokenizer
 
 from ezaudio.checkpoints import open_source
 from ezaudio.config import DEBUG
@@ -27,7 +27,7 @@ from ezaudio.controlnet import ControlNet
 from ezaudio.data.dataset import ManifestDataset, collate
 from ezaudio.data.manifest import read_manifest
 from ezaudio.dit import MaskDiT
-from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
 from ezaudio.training.autoencoder import AutoencoderTask
 from ezaudio.training.journal import read_metrics
@@ -48,6 +48,7 @@ from ezaudio.training.settings import (
     changed,
 )
 from ezaudio.training.trainer import Numbers, Trainer
+from ezaudio.training.vae import initialize
 from ezaudio.vae import AutoencoderOobleck
 
 RATE = 24000
@@ -55,11 +56,10 @@ CLIP_S = 0.64
 
 
 @pytest.fixture(autouse=True)
-def _own_accelerator() -> Iterator[None]:
+def _own_accelerator() -> None:
     """accelerate keeps one state a process, precision included."""
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    yield
 
 
 @pytest.fixture(scope="module")
@@ -96,33 +96,35 @@ def settings(**given: Any) -> RunSettings:
     return replace(base, **given)
 
 
-def encoders(with_text: bool = True) -> Encoders:
-    from tokenizers import Tokenizer
-
+def encoders(data: Path, with_text: bool = True) -> Encoders:
+    """An untrained VAE whose latents of the clips have unit variance, the posterior 0.1; a random text encoder."""
     source = open_source("debug", random_weights=True)
+    clips = [soundfile.read(data.parent / f"{n}.wav", 40 * DEBUG.vae.hop, dtype="float32")[0] for n in range(4)]
+    vae = AutoencoderOobleck(DEBUG.vae)
+    initialize(vae, torch.from_numpy(np.stack(clips))[:, None] * 2, torch.Generator().manual_seed(0))
     if not with_text:
-        return Encoders(source.config, source.vae())
+        return Encoders(source.config, vae)
     tokenizer = Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
-    return Encoders(source.config, source.vae(), source.text_encoder(), tokenizer)
+    return Encoders(source.config, vae, source.text_encoder(), tokenizer)
 
 
-def task_of(kind: str, run: RunSettings) -> Any:
+def task_of(kind: str, run: RunSettings, data: Path) -> Any:
     torch.manual_seed(0)
     if kind == "vae":
-        losses = AutoencoderLosses(filters=4, judged_windows=(320, 80), windows=(640, 160, 40))
+        losses = AutoencoderLosses(filters=2, judged_windows=(320, 80), windows=(640, 160, 40))
         return AutoencoderTask(AutoencoderOobleck(DEBUG.vae), run.schedule, losses)
     if kind == "controlnet":
         dit = open_source("debug", random_weights=True).dit()
         network = start_controlnet(ControlNet(DEBUG.dit, DEBUG.controlnet), dit)
-        return ControlNetTask(encoders(), dit, network, ControlNetStage(), run.schedule)
-    stage = STAGES[kind]
-    return LatentDiffusionTask(encoders(stage.with_text), MaskDiT(DEBUG.dit), stage, run.schedule, ("noise",), CLIP_S)
+        return ControlNetTask(encoders(data), dit, network, ControlNetStage(), run.schedule)
+    stage, dit = STAGES[kind], MaskDiT(DEBUG.dit)
+    return LatentDiffusionTask(encoders(data, stage.with_text), dit, stage, run.schedule, ("noise",), CLIP_S)
 
 
 def train(kind: str, run: RunSettings, data: Path, folder: Path) -> Trainer:
     for state in (AcceleratorState, GradientState, PartialState):
         state._reset_state()
-    trainer = Trainer(task_of(kind, run), run, folder, quiet=True)
+    trainer = Trainer(task_of(kind, run, data), run, folder, quiet=True)
     dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
     trainer.train(dataset, collate)
     return trainer
@@ -149,15 +151,15 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(kind: str, data: Path
 
 @pytest.mark.parametrize("kind", ["stage1", "stage2", "stage3"])
 def test_four_clips_are_learnt(kind: str, data: Path, tmp_path: Path) -> None:
-    run = settings(num_steps=120, schedule=Schedule(5e-3, warmup_steps=10), save_every=1000, ema_decay=0.9)
+    run = settings(num_steps=70, schedule=Schedule(5e-3, warmup_steps=10), save_every=1000, ema_decay=0.9)
     train(kind, run, data, tmp_path)
     losses = [row["velocity"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     first, last = np.mean(losses[:10]), np.mean(losses[-20:])
-    assert last < 0.75 * first  # 0.5 of it
+    assert last < 0.75 * first  # 0.4 to 0.6 of it
 
 
 def test_an_autoencoder_learns_with_its_discriminators(data: Path, tmp_path: Path) -> None:
-    train("vae", settings(num_steps=30, schedule=Schedule(3e-3), save_every=100), data, tmp_path)
+    train("vae", settings(num_steps=20, schedule=Schedule(3e-3), save_every=100, clip_s=0.2), data, tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert rows[0].keys() >= {"spectrum", "kl", "adversarial", "features", "discriminators"}
     assert np.mean([row["spectrum"] for row in rows[-5:]]) < 0.8 * np.mean([row["spectrum"] for row in rows[:5]])
@@ -165,7 +167,7 @@ def test_an_autoencoder_learns_with_its_discriminators(data: Path, tmp_path: Pat
 
 def test_a_controlnet_starts_as_nothing_and_leaves_its_base_alone(data: Path, tmp_path: Path) -> None:
     run = settings(num_steps=3)
-    task = task_of("controlnet", run)
+    task = task_of("controlnet", run, data)
     before = {name: value.clone() for name, value in task.dit.state_dict().items()}
     inputs = task.dit.assemble(torch.randn(1, DEBUG.dit.latent_channels, 8))
     context, mask = task.encoders.text(["noise"])
@@ -339,5 +341,5 @@ def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
     train("stage1", settings(num_steps=2), data, tmp_path)
     (last,) = checkpoints.stored_checkpoints(tmp_path)
     (last / "dit.safetensors").write_bytes(b"torn")
-    with pytest.raises(Exception, match="is damaged .*: delete it to go on from the one before"):
+    with pytest.raises(BundleError, match="is damaged"):
         train("stage1", settings(num_steps=3), data, tmp_path)

@@ -83,7 +83,9 @@ class AutoencoderTask:
             "kl": weights.kl * kl_divergence(mean, std),
             "adversarial": weights.adversarial * adversarial_loss([verdict.logits.chunk(2)[1] for verdict in judged]),
             "features": weights.feature_matching
-            * feature_matching_loss([[real for real, _ in one] for one in layers], [[f for _, f in one] for one in layers]),
+            * feature_matching_loss(
+                [[real for real, _ in one] for one in layers], [[f for _, f in one] for one in layers]
+            ),
         }
         yield Losses("vae", torch.stack(list(terms.values())).sum(), terms)
 

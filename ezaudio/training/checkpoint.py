@@ -1,10 +1,10 @@
 """A run's checkpoints: folders of safetensors that appear whole, the newest few kept.
 
-    RUN/checkpoints/step-00001000/
-        <network>.safetensors      weights of each network in training
-        average.safetensors        exponential moving average of the one that is published
-        <network>.optimizer.safetensors
-        state.json                 step, settings, loss scale; written last
+RUN/checkpoints/step-00001000/
+    <network>.safetensors      weights of each network in training
+    average.safetensors        exponential moving average of the one that is published
+    <network>.optimizer.safetensors
+    state.json                 step, settings, loss scale; written last
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""`ezaudio-train`: the autoencoder, the three stages of the diffusion transformer, the ControlNet, the packaged model."""
+"""`ezaudio-train`: the autoencoder, the three stages of the diffusion transformer, the ControlNet."""
 
 from __future__ import annotations
 
@@ -50,15 +50,11 @@ Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted.
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-def main() -> None:
-    """Entry point."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    group()
-
-
 @click.group(cls=Group, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, message="ezaudio %(version)s")
-def group() -> None:
+def main() -> None:
+    # What a library warns of, such as files that were passed over, is for the user.
+    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     missing = [name for name in NEEDED if find_spec(name) is None]
     if missing:
         raise MissingExtraError(f'training needs {", ".join(missing)}: pip install "ezaudio[train]"')
@@ -108,7 +104,7 @@ PROMPT = click.option(
 GAMMA = click.option("--min-snr-gamma", type=float, metavar="X", help="Weigh timesteps by min(SNR, X). [all alike]")
 
 
-@group.command("stage1", short_help="Diffusion of sound alone, masked clips completed.")
+@main.command("stage1", short_help="Diffusion of sound alone, masked clips completed.")
 @options(START, GAMMA)
 def stage1(**given: Any) -> None:
     """Masked diffusion without text, 100,000 steps of 128 clips at 1e-4.
@@ -119,7 +115,7 @@ def stage1(**given: Any) -> None:
     _train_stage("stage1", given)
 
 
-@group.command("stage2", short_help="With captions; cross-attention is added.")
+@main.command("stage2", short_help="With captions; cross-attention is added.")
 @options(START, PROMPT, GAMMA)
 def stage2(**given: Any) -> None:
     """Text to audio on captions that models wrote, 50,000 steps of 128 clips at 5e-5.
@@ -131,14 +127,14 @@ def stage2(**given: Any) -> None:
     _train_stage("stage2", given)
 
 
-@group.command("stage3", short_help="Fine-tuning on captions that people wrote.")
+@main.command("stage3", short_help="Fine-tuning on captions that people wrote.")
 @options(START, PROMPT, GAMMA)
 def stage3(**given: Any) -> None:
     """Fine-tuning, 30,000 steps of 128 clips at 1e-5, of a run or, without --start, of the model's own weights."""
     _train_stage("stage3", given)
 
 
-@group.command("controlnet", short_help="Energy ControlNet on a frozen transformer.")
+@main.command("controlnet", short_help="Energy ControlNet on a frozen transformer.")
 @options(START, GAMMA)
 def controlnet(start: Path | None, min_snr_gamma: float | None, **given: Any) -> None:
     """The energy ControlNet. The transformer (the model's own, or of --start) stays as it is."""
@@ -157,7 +153,7 @@ def controlnet(start: Path | None, min_snr_gamma: float | None, **given: Any) ->
     _train(ControlNetTask(_encoders(source, True), dit, network, stage, run.schedule, publish), run, source, given)
 
 
-@group.command("vae", short_help="The waveform autoencoder, with discriminators.")
+@main.command("vae", short_help="The waveform autoencoder, with discriminators.")
 @options(
     click.option("--resume-weights", is_flag=True, help="Go on from the model's own autoencoder. [from scratch]"),
 )

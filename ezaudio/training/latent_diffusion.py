@@ -79,7 +79,9 @@ class Encoders(nn.Module):
         Latents are samples of the posterior, as the release trains on.
         """
         audio = batch.audio.to(generator.device, torch.float32)
-        latents = self.vae.encode(audio[..., : audio.shape[-1] // self.config.vae.hop * self.config.vae.hop], generator, True)
+        latents = self.vae.encode(
+            audio[..., : audio.shape[-1] // self.config.vae.hop * self.config.vae.hop], generator, True
+        )
         if self.text_encoder is None:
             return Example(latents, None, None, audio)
         empty = torch.rand(len(batch.captions), generator=generator, device=generator.device) < empty_captions

@@ -55,11 +55,7 @@ def a_weighting(frequencies: Tensor) -> Tensor:
     shape = (
         12194.0**2
         * square.square()
-        / (
-            (square + 20.6**2)
-            * ((square + 107.7**2) * (square + 737.9**2)).sqrt()
-            * (square + 12194.0**2)
-        )
+        / ((square + 20.6**2) * ((square + 107.7**2) * (square + 737.9**2)).sqrt() * (square + 12194.0**2))
     )
     return shape * 10 ** (2.0 / 20)
 

@@ -10,6 +10,11 @@ from ezaudio.runtime.errors import InputError
 Precision = Literal["fp32", "bf16", "fp16"]
 
 
+def _check(holds: bool, name: str, expected: str, got: Any) -> None:
+    if not holds:
+        raise InputError(f"{name} must be {expected}, got {got!r}")
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Learning rate of a step: warm-up times a slow decay.
@@ -207,8 +212,3 @@ def _plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
     return list(value) if isinstance(value, tuple) else value
-
-
-def _check(holds: bool, name: str, expected: str, got: Any) -> None:
-    if not holds:
-        raise InputError(f"{name} must be {expected}, got {got!r}")

@@ -81,7 +81,8 @@ class Numbers:
         parts = run.accumulation * num_processes
         if run.batch_size % parts:
             raise InputError(
-                f"batch size {run.batch_size} must be a multiple of {run.accumulation} parts x {num_processes} processes"
+                f"batch size {run.batch_size} must be a multiple of {run.accumulation} parts x {num_processes} "
+                "processes"
             )
         self._size, self._parts, self._steps = run.batch_size // parts, run.accumulation, (first_step, run.num_steps)
         self._batch, self._process, self._processes = run.batch_size, process, num_processes
@@ -224,8 +225,8 @@ class Trainer:
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
             raise InputError(
-                f"loss {bad[0]!r} is {values[bad[0]]} at step {self.step}: lower the learning rate; the last checkpoint "
-                "is from before"
+                f"loss {bad[0]!r} is {values[bad[0]]} at step {self.step}: lower the learning rate; the last "
+                "checkpoint is from before"
             )
         rate = self.task.schedules[self.task.averaged].rate(self.step - 1)
         clips_per_s = self.run.batch_size / step_s
