@@ -19,7 +19,7 @@ from tokenizers import Tokenizer
 
 from ezaudio.config import EzAudioConfig, preset
 from ezaudio.data.clips import all_sounds
-from ezaudio.data.sounds import Sound
+from ezaudio.data.synthesis import Sound
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.training.diffusion import train_diffusion
 from ezaudio.training.latents import encode_bank
