@@ -24,7 +24,7 @@ AUDIO_FORMATS = ("flac", "wav")
 BATCH = 16
 JOURNAL = "finished.jsonl"
 
-Progress = Callable[[int], None]
+Progress = Callable[[int], object]
 
 
 def scene_clip(seed: int, index: int, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene, str]:
