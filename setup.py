@@ -12,6 +12,7 @@ setup(
     packages=[
         "ezaudio",
         "ezaudio.data",
+        "ezaudio.data.synthesis",
         "ezaudio.export",
         "ezaudio.kernels",
         "ezaudio.runtime",

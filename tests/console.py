@@ -63,3 +63,22 @@ def imports_none_of(module: str, heavy: set[str]) -> None:
 def listen_to_interrupts() -> None:
     """For Popen's preexec_fn: a shell starts background jobs with SIGINT ignored, and children would inherit that."""
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def killed_once(ready: Callable[[], bool], command: str, *arguments: Any) -> None:
+    """Runs a command in a forked process, whose imports are done, and kills it (SIGKILL) as soon as `ready()`."""
+    import multiprocessing
+
+    import torch
+
+    def work() -> None:
+        torch.set_num_threads(1)  # a thread pool does not survive a fork
+        runner(command)(*arguments)
+
+    process = multiprocessing.get_context("fork").Process(target=work)
+    process.start()
+    while process.is_alive() and not ready():
+        time.sleep(0.001)
+    process.kill()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL

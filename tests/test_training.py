@@ -23,7 +23,7 @@ from ezaudio.training.state import TrainState, weights
 from ezaudio.training.vae import draw_audio, initialize, loss_terms, scale_latents, signal_to_error_db
 from ezaudio.vae import AutoencoderOobleck
 
-SOUNDS = all_sounds(None)
+SOUNDS = all_sounds(None)[:20]
 HOP = DEBUG.vae.hop
 
 

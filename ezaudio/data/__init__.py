@@ -1,1 +1,1 @@
-"""Training sounds of the packaged model: synthesis, CC0 recordings, captions, tokenizer."""
+"""Training data: manifests and clips, synthesised sounds, captions from models, precomputed latents."""

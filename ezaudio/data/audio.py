@@ -31,7 +31,7 @@ def check_header(path: Path) -> tuple[int, int, int]:
         return file.samplerate, file.frames, file.channels
 
 
-def read_crop(path: Path, rng: np.random.Generator, num_samples: int, sample_rate: int, mono: bool = False) -> Audio:
+def read_crop(path: Path, rng: np.random.Generator, num_samples: int, sample_rate: int) -> Audio:
     """A random stretch as mono float32, (num_samples,), as it is in the file (peak not changed).
 
     Only the stretch is read from disk. A shorter file is padded with silence at its end. Two channels become, as in the
@@ -40,7 +40,6 @@ def read_crop(path: Path, rng: np.random.Generator, num_samples: int, sample_rat
 
     Args:
         rng: draws the place, then the channel.
-        mono: always the mean of all channels, for judging a clip rather than training on it.
 
     Raises:
         InputError: missing, damaged or truncated file, or one out of the limits above.
@@ -62,7 +61,7 @@ def read_crop(path: Path, rng: np.random.Generator, num_samples: int, sample_rat
         raise InputError(f"'{path}' is truncated: {len(stretch)} of {stop - start + before} frames could be read")
     if not np.isfinite(stretch).all():
         raise InputError(f"'{path}' holds NaN or infinity")
-    audio = stretch.mean(1) if mono else _mix(stretch, rng)
+    audio = _mix(stretch, rng)
     if source_rate != sample_rate:
         audio = soxr.resample(audio, source_rate, sample_rate)
     skip = round(before * sample_rate / source_rate)
@@ -113,3 +112,24 @@ def _margin(source_rate: int, sample_rate: int) -> int:
         return 0
     step, least = source_rate // math.gcd(source_rate, sample_rate), math.ceil(MARGIN_S * source_rate)
     return least if step > least else -(-least // step) * step
+
+
+def read_start(path: Path, max_duration_s: float, sample_rate: int) -> Audio:
+    """The first `max_duration_s` of a file, or all of a shorter one: mean of all channels, float32 (T,).
+
+    Raises:
+        InputError: as `read_crop`.
+    """
+    with _open(path) as file:
+        wanted = min(file.frames, math.ceil(max_duration_s * file.samplerate))
+        try:
+            stretch = file.read(wanted, dtype="float32", always_2d=True)
+        except (soundfile.LibsndfileError, RuntimeError) as error:
+            raise InputError(f"'{path}' cannot be decoded: {error}") from error
+        source_rate = file.samplerate
+    if len(stretch) < wanted - MAX_MISSING_S * source_rate or not np.isfinite(stretch).all():
+        raise InputError(f"'{path}' is truncated or holds NaN or infinity")
+    audio = stretch.mean(1)
+    if source_rate != sample_rate:
+        audio = soxr.resample(audio, source_rate, sample_rate)
+    return np.asarray(audio[: round(max_duration_s * sample_rate)], np.float32)

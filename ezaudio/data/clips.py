@@ -1,4 +1,4 @@
-"""Training clips: a random sound with a random caption at a random level."""
+"""Training clips of the packaged model: one sound of a kind, with a random caption, at a random level."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ezaudio.data import primitives as p
-from ezaudio.data.primitives import Audio
-from ezaudio.data.recordings import recorded_sounds
-from ezaudio.data.sounds import SOUNDS, Sound
+from ezaudio.data.recordings import with_recordings
+from ezaudio.data.synthesis import SOUNDS, Sound, scenes
+from ezaudio.data.synthesis.primitives import Audio, normalize
 
 FRAMES = (
     "{}",
@@ -26,8 +25,9 @@ FRAMES = (
 
 
 def all_sounds(recordings: Path | None) -> list[Sound]:
-    """The synthesised sounds and, when their folder is given, the recorded ones."""
-    return [*SOUNDS.values(), *(recorded_sounds(recordings) if recordings else [])]
+    """Every kind of sound; with their folder, recordings take the place of most synthesised events of their kinds."""
+    sounds = list(SOUNDS.values())
+    return with_recordings(sounds, recordings) if recordings else sounds
 
 
 def captions(sound: Sound) -> list[str]:
@@ -37,7 +37,8 @@ def captions(sound: Sound) -> list[str]:
 
 def draw_caption(rng: np.random.Generator, sound: Sound) -> str:
     """A random caption: half the time a bare phrase, sometimes capitalised or ended with a full stop."""
-    caption = FRAMES[rng.integers(len(FRAMES))].format(sound.phrases[rng.integers(len(sound.phrases))])
+    phrases = sound.phrases
+    caption = FRAMES[rng.integers(len(FRAMES))].format(phrases[rng.integers(len(phrases))])
     if rng.random() < 0.25:
         caption = caption[0].upper() + caption[1:]
     return caption + "." if rng.random() < 0.15 else caption
@@ -51,4 +52,4 @@ def draw_sound(rng: np.random.Generator, sounds: Sequence[Sound]) -> int:
 
 def render(rng: np.random.Generator, sound: Sound, num_samples: int) -> Audio:
     """A clip with its peak between 0.5 and 0.9."""
-    return p.normalize(sound.render(rng, num_samples), float(rng.uniform(0.5, 0.9)))
+    return normalize(scenes.solo(rng, sound, num_samples), float(rng.uniform(0.5, 0.9)))

@@ -14,9 +14,10 @@ asks for the numbers from there on and reads the same bytes, with any number of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -29,6 +30,8 @@ from ezaudio.runtime.errors import InputError
 
 MAX_TRIES = 100
 SAMPLE_RATE = 24000
+
+Item = TypeVar("Item")
 
 log = logging.getLogger(__name__)
 
@@ -167,13 +170,14 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
 
 
 def batches(
-    dataset: Dataset[Clip],
+    dataset: Dataset[Item],
     batch_size: int,
     first_batch: int = 0,
     num_batches: int = 2**40,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> DataLoader[Clip]:
+    collate_fn: Callable[[list[Any]], Any] = collate,
+) -> DataLoader[Item]:
     """Batches `first_batch`, `first_batch` + 1, …: the same ones for any `num_workers` and wherever one starts."""
     numbers = range(first_batch * batch_size, (first_batch + num_batches) * batch_size)
     return DataLoader(
@@ -181,7 +185,7 @@ def batches(
         batch_size=batch_size,
         sampler=numbers,
         num_workers=num_workers,
-        collate_fn=collate,
+        collate_fn=collate_fn,
         pin_memory=pin_memory,
         persistent_workers=num_workers > 0,
     )

@@ -13,9 +13,8 @@ import sentencepiece
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.decoders import ByteFallback, Fuse, Metaspace, Sequence
 
-from ezaudio.data.clips import captions
-from ezaudio.data.recordings import RECORDINGS
-from ezaudio.data.sounds import SOUNDS, Sound
+from ezaudio.data.synthesis import SOUNDS
+from ezaudio.data.synthesis.captions import COUNTS, FAR, MANY, NEAR, PLACES
 
 GENERAL_WORDS = """
 a about above after again all along also an and animal another are around as at away baby back background bark beach
@@ -34,11 +33,23 @@ CHARACTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ abcdefghijklmnopqrstuvwxyz 0123456789 .
 
 
 def corpus() -> list[str]:
-    """Every caption of every sound, as written and capitalised, then general words and single characters."""
-    recorded = [Sound(r.name, r.phrases, lambda _rng, _n: None) for r in RECORDINGS]  # type: ignore[arg-type, return-value]
-    lines = [caption for sound in [*SOUNDS.values(), *recorded] for caption in captions(sound)]
+    """Every phrase of every sound, as written and as a sentence, what scenes add to them, words and characters."""
+    lines = [phrase for sound in SOUNDS.values() for phrase in sound.phrases]
     lines += [line[0].upper() + line[1:] + "." for line in lines]
-    return lines + GENERAL_WORDS.split() * 4 + CHARACTERS.split() * 4 + [CHARACTERS]
+    additions = [*(word for words in COUNTS.values() for word in words), *MANY, *FAR, *NEAR]
+    additions += [place for places in PLACES.values() for place in places]
+    additions += [
+        "the sound of",
+        "a recording of",
+        "sound effect",
+        "followed by",
+        "while",
+        "first",
+        "finally",
+        "at last",
+    ]
+    additions += ["before", "after", "in the background", "and then"]
+    return lines + additions * 20 + GENERAL_WORDS.split() * 4 + CHARACTERS.split() * 4 + [CHARACTERS]
 
 
 def train_tokenizer(lines: Iterable[str], vocab_size: int) -> bytes:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from ezaudio.blocks import DiTBlock
 from ezaudio.config import EzAudioConfig
 from ezaudio.data.clips import draw_caption, draw_sound
-from ezaudio.data.sounds import Sound
+from ezaudio.data.synthesis import Sound
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.solvers import alphas_cumprod
 from ezaudio.text import PAD_TOKEN, build_text_encoder, encode_text

@@ -12,7 +12,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ezaudio.data.clips import render
-from ezaudio.data.sounds import Sound
+from ezaudio.data.synthesis import Sound
 from ezaudio.training.state import save_atomic
 from ezaudio.vae import AutoencoderOobleck
 

@@ -19,8 +19,9 @@ from tokenizers import Tokenizer
 
 from ezaudio.config import EzAudioConfig, preset
 from ezaudio.data.clips import all_sounds
-from ezaudio.data.sounds import Sound
+from ezaudio.data.synthesis import Sound
 from ezaudio.data.tokenizer import write_tokenizer
+from ezaudio.runtime.errors import EzAudioError
 from ezaudio.training.diffusion import train_diffusion
 from ezaudio.training.latents import encode_bank
 from ezaudio.training.state import Arrays, save_atomic
@@ -74,7 +75,7 @@ def run_stage(
 @click.option(
     "--recordings",
     type=click.Path(path_type=Path, exists=True),
-    help="Folder made by ezaudio.data.recordings. Without it, only synthesised sounds.",
+    help="Folder of `ezaudio-data recordings`. Without it, only synthesised sounds.",
 )
 @click.option("--stage", type=click.Choice([*STAGES, "all"]), default="all", show_default=True)
 @click.option(
@@ -104,7 +105,7 @@ def main(
         for name in STAGES if stage == "all" else (stage,):
             budget = minutes or MINUTES[name]
             run_stage(name, preset("nano"), sounds, output, budget, clips_per_sound, bf16)
-    except FileNotFoundError as error:
+    except (FileNotFoundError, EzAudioError) as error:
         raise click.UsageError(str(error)) from error
 
 

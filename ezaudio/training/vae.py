@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ezaudio.config import VAEConfig
 from ezaudio.data.clips import draw_sound, render
-from ezaudio.data.sounds import Sound
+from ezaudio.data.synthesis import Sound
 from ezaudio.training.state import TrainState
 from ezaudio.vae import AutoencoderOobleck, DecoderBlock, EncoderBlock, ResidualUnit, SnakeBeta, WeightNormConv
 

@@ -1,0 +1,153 @@
+"""Scenes: up to three sounds with their timing, level, distance and room, rendered from a seed with a caption."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ezaudio.data.synthesis import primitives as p
+from ezaudio.data.synthesis.primitives import Audio, Generator
+from ezaudio.data.synthesis.registry import Sound
+from ezaudio.data.synthesis.rooms import DISTANCES, ROOMS, VARIANTS, heard
+
+PART_SHARES = (0.5, 0.35, 0.15)
+DISTANCE_SHARES = (0.62, 0.16, 0.22)
+SEQUENCE_SHARE = 0.4
+TEXTURE_S = 8.0
+FLOOR = 2e-4  # recordings are never digitally silent
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One sound of a scene: `count` events (0 for a texture) from start_s to end_s; level_db is that of its peak."""
+
+    sound: Sound
+    count: int
+    start_s: float
+    end_s: float
+    level_db: float
+    distance: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """`in_turn`: the parts follow each other. Otherwise they sound together, the first one in front."""
+
+    parts: tuple[Part, ...]
+    in_turn: bool
+    room: str
+
+    def labels(self) -> list[dict[str, Any]]:
+        """What sounds when, for a manifest: name, start_s, end_s, count, level_db, distance."""
+        return [
+            {
+                "name": part.sound.name,
+                "start_s": round(part.start_s, 3),
+                "end_s": round(part.end_s, 3),
+                "count": part.count,
+                "level_db": round(part.level_db, 1),
+                "distance": part.distance,
+            }
+            for part in self.parts
+        ]
+
+
+def repeated(rng: Generator, sound: Sound, num_samples: int, count: int) -> tuple[Audio, int, int, int]:
+    """Up to `count` events on whole ticks, the first one at a random place; a last one that does not fit is left out.
+
+    Returns:
+        audio (T,), how many events there are (at least 1), the samples where the first begins and the last ends.
+    """
+    events = [sound.render(rng, num_samples)]
+    places = [0]
+    varies = rng.random() < 0.6  # the same dog three times is alike, but not the same recording
+    while len(events) < count:
+        event = sound.render(rng, num_samples) if varies else events[0]
+        after = places[-1] + len(events[-1]) + p.samples(rng.uniform(*sound.gap_s))
+        place = max(places[-1] + p.TICK, -(-after // p.TICK) * p.TICK)
+        if place + len(event) > num_samples:
+            break
+        events.append(event)
+        places.append(place)
+    end = max(place + len(event) for place, event in zip(places, events, strict=True))
+    first = int(rng.integers(0, max(0, num_samples - end) // p.TICK + 1)) * p.TICK
+    audio = np.zeros(num_samples, np.float32)
+    for place, event in zip(places, events, strict=True):
+        p.add(audio, p.normalize(event, float(rng.uniform(0.75, 1.0))), first + place)
+    return audio, len(events), first, min(num_samples, first + end)
+
+
+def texture(rng: Generator, sound: Sound, num_samples: int) -> Audio:
+    """A stretch of a texture in which it can be heard: of a few at random the loudest, where it is a short one.
+
+    A clock of two seconds can fall between two ticks, and a caption must not name what is not there.
+    """
+    whole = p.samples(TEXTURE_S)
+    if num_samples >= whole:
+        return sound.render(rng, num_samples)
+    audio = sound.render(rng, whole)
+    starts = rng.integers(0, (whole - num_samples) // p.TICK + 1, 8) * p.TICK
+    stretches = [audio[start : start + num_samples] for start in starts]
+    return max(stretches, key=lambda stretch: float(np.square(stretch).sum()))
+
+
+def solo(rng: Generator, sound: Sound, num_samples: int) -> Audio:
+    """A clip of one near sound without a room, events repeated over the whole of it; the level is free."""
+    if sound.texture:
+        return texture(rng, sound, num_samples)
+    audio = np.zeros(num_samples, np.float32)
+    place = int(rng.integers(0, 15)) * p.TICK
+    while place < num_samples:
+        event = p.normalize(sound.render(rng, num_samples), float(rng.uniform(0.7, 1.0)))
+        p.add(audio, event, place)
+        step = len(event) + p.samples(rng.uniform(*sound.gap_s))
+        place += max(1, -(-step // p.TICK)) * p.TICK
+    return audio
+
+
+def draw_sounds(rng: Generator, sounds: Sequence[Sound], count: int) -> list[Sound]:
+    """Different sounds, drawn by weight."""
+    weights = np.array([sound.weight for sound in sounds])
+    chosen = rng.choice(len(sounds), min(count, len(sounds)), replace=False, p=weights / weights.sum())
+    return [sounds[int(index)] for index in chosen]
+
+
+def render_scene(rng: Generator, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene]:
+    """A random scene of one to three of `sounds`: float32 (T,) with a peak between 0.5 and 0.9, and what is in it."""
+    chosen = draw_sounds(rng, sounds, 1 + int(rng.choice(3, p=PART_SHARES)))
+    in_turn = len(chosen) > 1 and rng.random() < SEQUENCE_SHARE
+    if not in_turn:  # events in front, textures behind them
+        chosen.sort(key=lambda sound: sound.texture)
+    outdoors = any(sound.outdoors for sound in chosen)
+    room = "outdoors" if outdoors else str(rng.choice(list(ROOMS), p=(0.4, 0.35, 0.17, 0.08)))
+    variant = int(rng.integers(VARIANTS))
+    cuts = np.linspace(0, num_samples, len(chosen) + 1).astype(int) // p.TICK * p.TICK
+    cuts[-1] = num_samples
+
+    mix = (FLOOR * p.noise(rng, num_samples, [(50, 0), (8000, -20)])).astype(np.float32)
+    parts = []
+    for index, sound in enumerate(chosen):
+        start, stop = (int(cuts[index]), int(cuts[index + 1])) if in_turn else (0, num_samples)
+        if sound.texture:
+            audio, count, first, end = texture(rng, sound, stop - start), 0, 0, stop - start
+            if in_turn:
+                audio = p.fade(audio, 0.15)
+        else:
+            wanted = 1 + int(rng.geometric(0.45) - 1)
+            audio, count, first, end = repeated(rng, sound, stop - start, min(wanted, sound.max_count))
+        distance = str(rng.choice(list(DISTANCES), p=DISTANCE_SHARES))
+        behind = index > 0 and not in_turn
+        if index == 0 and len(chosen) > 1:
+            distance = "near" if not in_turn else distance
+        level_db = float(rng.uniform(-12, -4) if behind and sound.texture else rng.uniform(-6, 0))
+        whole = np.zeros(num_samples, np.float32)
+        whole[start:stop] = p.normalize(audio, 1.0) * np.float32(10 ** (level_db / 20))
+        mix += heard(whole, distance, room, variant)
+        level_db += DISTANCES[distance].level_db
+        parts.append(
+            Part(sound, count, (start + first) / p.SAMPLE_RATE, (start + end) / p.SAMPLE_RATE, level_db, distance)
+        )
+    return p.normalize(mix, float(rng.uniform(0.5, 0.9))), Scene(tuple(parts), in_turn, room)

@@ -1,0 +1,50 @@
+"""A sheet of spectrograms: one small picture for each kind of sound."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+
+from ezaudio.data.synthesis.primitives import SAMPLE_RATE, Audio, normalize, samples
+from ezaudio.data.synthesis.registry import Sound
+from ezaudio.data.synthesis.scenes import solo
+from ezaudio.runtime.spectrogram import RANGE_DB, check_plot_extra, mel_spectrogram
+
+COLUMNS = 8
+COLUMN_PIXELS = 240
+
+
+def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS) -> bytes:
+    """Mel spectrograms of titled clips, (T,) each at 24 kHz, in rows of `columns`; 80 dB below each one's loudest cell.
+
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    check_plot_extra()
+    from matplotlib.figure import Figure
+
+    rows = -(-len(clips) // columns)
+    figure = Figure(figsize=(2.5 * columns, 1.65 * rows + 0.2), dpi=100, layout="constrained")
+    for place, (title, audio) in enumerate(clips):
+        mels = mel_spectrogram(audio, SAMPLE_RATE, hop=max(256, len(audio) // COLUMN_PIXELS))
+        level = 10 * np.log10(np.maximum(mels / max(mels.max(), 1e-12), 1e-12))
+        axes = figure.add_subplot(rows, columns, place + 1)
+        axes.imshow(level, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0)
+        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_xticks([])
+        axes.set_yticks([])
+        axes.set_xlabel(f"{len(audio) / SAMPLE_RATE:.1f} s", fontsize=6, labelpad=1)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", metadata={"Software": "ezaudio"})
+    return buffer.getvalue()
+
+
+def kinds_png(sounds: Sequence[Sound], seed: int = 0) -> bytes:
+    """One clip of 4 s of each kind. Raises MissingExtraError without matplotlib."""
+    clips = []
+    for sound in sounds:
+        audio = solo(np.random.default_rng(seed), sound, samples(4.0))
+        clips.append((sound.name, normalize(audio, 1.0)))
+    return sheet_png(clips)
