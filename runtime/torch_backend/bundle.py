@@ -15,13 +15,22 @@ from ezaudio.export.graphs import Graph
 from ezaudio.runtime.errors import BundleError, MissingExtraError
 from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.torch_backend.modules import empty_graphs
+from ezaudio.runtime.torch_backend.sessions import TorchSessions
 
 if TYPE_CHECKING:
     from onnx import TensorProto
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 STORED = {1: torch.float32, 10: torch.float16, 16: torch.bfloat16}  # TensorProto.DataType
+TRAINING_ONLY = ("condition.mask_embed",)  # of the ControlNet: no graph reads it, so no bundle holds it
 ENDINGS = ("", ".fp32", ".fp16", ".bf16")  # what a precision adds to a name
+
+
+def open_bundle(folder: Path, manifest: Manifest, device: str | None) -> TorchSessions:
+    """A bundle on a device, in its own precision; None takes a GPU where there is one."""
+    if device is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TorchSessions(load_graphs(folder, manifest), manifest.config, device, DTYPES[manifest.precision])
 
 
 def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
@@ -39,6 +48,9 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
         stored = files.initializers(path)
         found: dict[str, Tensor] = {}
         for key, parameter in graph.state_dict().items():
+            if key in TRAINING_ONLY:
+                found[key] = torch.zeros(parameter.shape)
+                continue
             tensor = next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
             if tensor is None or tensor.shape != parameter.shape:
                 got = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, cast
 
 import torch
 
@@ -11,7 +12,7 @@ import torch
 @contextmanager
 def exact() -> Iterator[None]:
     """No gradients, no TF32 in float32, sums of float16 in float32, deterministic convolutions; then all as before."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # the program has set the newer switch, and the older one refuses to be read beside it
@@ -36,7 +37,7 @@ def exact() -> Iterator[None]:
 
 
 def _set(products: str, fp16_sums: bool, bf16_sums: bool, convolutions: str, benchmark: bool, fixed: bool) -> None:
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    matmul, cudnn = torch.backends.cuda.matmul, cast(Any, torch.backends.cudnn)
     matmul.fp32_precision = products
     matmul.allow_fp16_reduced_precision_reduction = fp16_sums
     matmul.allow_bf16_reduced_precision_reduction = bf16_sums

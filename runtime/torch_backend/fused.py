@@ -6,7 +6,7 @@ may be the next block's, so between blocks the tokens are held as x, update and 
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -34,9 +34,10 @@ class Tokens(NamedTuple):
     gate: Tensor | None = None
 
     def added(self) -> Tensor:
-        return (
-            self.x.float() if self.update is None else ops.gated_residual(self.x.float(), self.update, self.gate[None])
-        )  # type: ignore[index]
+        x = self.x.float()
+        if self.update is None:
+            return x
+        return x + self.update if self.gate is None else ops.gated_residual(x, self.update, self.gate[None])
 
 
 def linear(product: Product, x: Tensor) -> Tensor:
@@ -53,7 +54,7 @@ def condition(graph: ConditionerGraph, text_states: Tensor) -> tuple[Tensor, Ten
     """As `plain.condition`; keys in the layout of the attention kernel, (blocks, P, H, S, …)."""
     embedded = graph.embed(text_states)
     packed, values, constants = [], [], []
-    parts = zip(graph.norms, graph.keys, graph.key_norms, graph.values, graph.projections, strict=True)
+    parts: Any = zip(graph.norms, graph.keys, graph.key_norms, graph.values, graph.projections, strict=True)
     for layer, to_k, norm_k, to_v, proj in parts:
         _, context = norm(Tokens(embedded), layer.weight, layer.bias, to_k.weight.dtype)
         value = linear(to_v, context)
@@ -70,7 +71,8 @@ def _affine(layer: Norm) -> tuple[Tensor, Tensor]:
 def modulations(graph: ModulationGraph, timesteps: Tensor) -> tuple[Tensor, ...]:
     """As `plain.modulations`, of all blocks at once, but for the gates: they are not subtracted from 1."""
     state = blocks.time_state(graph.time_embed, timesteps)  # type: ignore[arg-type]
-    parts = list(graph.adaln)
+    parts: list[Any] = list(graph.adaln)
+    layers: list[Any] = list(graph.norms)
     rows = modulation(
         state,
         graph.time_ada(state),  # type: ignore[operator]
@@ -79,8 +81,8 @@ def modulations(graph: ModulationGraph, timesteps: Tensor) -> tuple[Tensor, ...]
         [part.scale_shift_table for part in parts],
         parts[0].scaling,
     ).transpose(0, 1)  # (N, blocks, 6, D)
-    weights = torch.stack([layer.weight for layer in graph.norms]).unflatten(0, (-1, 2))  # (blocks, 2, D)
-    biases = torch.stack([layer.bias for layer in graph.norms]).unflatten(0, (-1, 2))
+    weights = torch.stack([layer.weight for layer in layers]).unflatten(0, (-1, 2))  # (blocks, 2, D)
+    biases = torch.stack([layer.bias for layer in layers]).unflatten(0, (-1, 2))
     shift, scale, gate = rows.unflatten(2, (2, 3)).unbind(3)  # (N, blocks, 2, D): attention, MLP
     block_modulation = torch.stack([weights * (1 + scale), biases * (1 + scale) + shift, gate], dim=3).flatten(2, 3)
     if graph.final_ada is None:
@@ -164,7 +166,8 @@ def velocity(graph: DenoiserGraph, given: Given) -> tuple[Tensor, Tensor | None]
         left[number - 1] = before
     weight, bias = given["final_modulation"].unbind(0)
     _, h = norm(tokens, weight, bias, graph.final_linear.weight.dtype)
-    return graph.final_layer(linear(graph.final_linear, h).transpose(1, 2)), inner
+    # A convolution keeps the order of dimensions that its input has in memory, and the sampler step reads rows.
+    return graph.final_layer(linear(graph.final_linear, h).transpose(1, 2).contiguous()).contiguous(), inner
 
 
 def residuals(graph: ControlNetGraph, given: Given) -> Tensor:

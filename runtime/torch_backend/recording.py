@@ -30,8 +30,10 @@ class Direct:
     def __init__(self, function: Function, device: torch.device) -> None:
         self._function, self._device = function, device
 
-    def __call__(self, inputs: Tensors, on_step_done: OnStepDone) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensors, on_step_done: OnStepDone | None) -> dict[str, Tensor]:
         def after_step(step: int) -> None:
+            if on_step_done is None:
+                return
             if self._device.type == "cuda":
                 torch.cuda.current_stream(self._device).synchronize()
             on_step_done(step)
@@ -64,7 +66,8 @@ class Recording:
             function(self._inputs, self._mark)  # outside the recording: kernels compile, libraries take their workspace
         stream.synchronize()
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream):
+        # Other threads may use the device meanwhile.
+        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
             self._outputs = function(self._inputs, self._mark)
 
     def _load(self, inputs: Tensors) -> None:
@@ -75,19 +78,20 @@ class Recording:
         """The number of the step that is done, written to the host's memory by the device."""
         self._reached.copy_(self._numbers[step : step + 1], non_blocking=True)
 
-    def __call__(self, inputs: Tensors, on_step_done: OnStepDone) -> dict[str, Tensor]:
+    def __call__(self, inputs: Tensors, on_step_done: OnStepDone | None) -> dict[str, Tensor]:
         """One replay. Cancelling waits for the device: a graph that was launched runs to its end."""
         self._load(inputs)
         self._reached.fill_(-1)
         self._graph.replay()
         done = torch.cuda.Event()
         done.record()
-        told = 0
+        told = 0 if on_step_done is not None else self._num_steps
         try:
             while told < self._num_steps:
                 finished = done.query()
                 reached = self._num_steps if finished else int(self._reached.item()) + 1
                 for step in range(told, reached):
+                    assert on_step_done is not None
                     on_step_done(step)
                 told = max(told, reached)
                 if not finished:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
@@ -93,7 +94,7 @@ class TorchSessions:
         graph = self._graph(name)
         if name == "text_encoder":
             return self._encode(graph, inputs["input_ids"], inputs["attention_mask"])
-        with exact():
+        with exact(), self._on_device():
             outputs = graph(*(torch.from_numpy(np.array(inputs[spec.name])).to(self.device) for spec in graph.inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {spec.name: output.float().cpu().numpy() for spec, output in zip(graph.outputs, outputs, strict=True)}
@@ -110,10 +111,10 @@ class TorchSessions:
         def encode(x: Tensors, after_step: OnStepDone) -> dict[str, torch.Tensor]:
             return {"text_states": graph(x["input_ids"], x["attention_mask"])}
 
-        states = self._call(("text_encoder", batch, tokens), encode, inputs, 0, lambda step: None)["text_states"]
+        states = self._call(("text_encoder", batch, tokens), encode, inputs, 0)["text_states"]
         return {"text_states": states[:, :count].float().cpu().numpy()}
 
-    def generate(self, request: Request, on_step_done: OnStepDone = lambda step: None) -> Made:
+    def generate(self, request: Request, on_step_done: OnStepDone | None = None) -> Made:
         """The clips of a request. `on_step_done` is called after every step; whatever it raises ends the call."""
         shape = Shape.of(request, self.config.text.max_tokens, self._network.parts.DRAWS_ON_DEVICE)
         inputs = host_inputs(request, shape, self.config.dit.latent_channels)
@@ -126,10 +127,15 @@ class TorchSessions:
         return Made(made["latents"].cpu().numpy(), samples)
 
     def _call(
-        self, key: object, function: Function, inputs: Tensors, num_steps: int, on_step_done: OnStepDone
+        self,
+        key: object,
+        function: Function,
+        inputs: Tensors,
+        num_steps: int,
+        on_step_done: OnStepDone | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run the function, recorded at the first call with this key; the least used recordings make way."""
-        with exact():
+        with exact(), self._on_device():
             if key in self._functions:
                 self._functions.move_to_end(key)
             elif self.recorded:
@@ -140,6 +146,9 @@ class TorchSessions:
             while len(self._functions) > MAX_RECORDINGS:
                 self._functions.popitem(last=False)
             return self._functions[key](inputs, on_step_done)
+
+    def _on_device(self) -> AbstractContextManager[None]:
+        return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
 
     def release(self, name: str | None = None) -> None:
         """Give the memory of all recordings back; weights stay."""
