@@ -100,7 +100,7 @@ def _examine_torch(manifest: Manifest, gpu: Gpu | str) -> Status:
     """It reads weights that are numbers; on a CPU it is for checking a GPU against."""
     model = manifest.config.name
     problems = [
-        Problem(f"{module} is not installed", 'pip install "ezaudio[gpu]"', missing_extra=True)
+        Problem(f"{module} is not installed", 'pip install "ezaudio[torch]"', missing_extra=True)
         for module in ("torch", "onnx")
         if not _found(module)
     ]
@@ -113,7 +113,7 @@ def _examine_torch(manifest: Manifest, gpu: Gpu | str) -> Status:
     elif not problems and not _torch_sees_gpu():
         doubts.append(Problem("this PyTorch was built without CUDA", "pip install --force-reinstall torch"))
     elif not _found("triton"):
-        doubts.append(Problem("triton is not installed, without which nothing is fused", 'pip install "ezaudio[gpu]"'))
+        doubts.append(Problem("triton is not installed, so nothing is fused", 'pip install "ezaudio[torch]"'))
     if manifest.precision != "fp32" and not is_certified(manifest):
         doubts.append(_uncertified(manifest))
     return Status("torch", tuple(problems), tuple(doubts))

@@ -73,7 +73,7 @@ class _Files:
         try:
             import onnx
         except ModuleNotFoundError as error:
-            raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[gpu]"') from error
+            raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[torch]"') from error
         try:
             model = onnx.load(str(path), load_external_data=False)
             return {
