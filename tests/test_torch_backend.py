@@ -20,11 +20,11 @@ from ezaudio.config import DEBUG
 from ezaudio.export.text_graph import relative_buckets
 from ezaudio.runtime import backends
 from ezaudio.runtime.bundle_store import PACKAGED
-from ezaudio.runtime.errors import BundleError, CancelledError, InputError, MissingExtraError
+from ezaudio.runtime.errors import BackendError, BundleError, CancelledError, InputError, MissingExtraError
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.solvers import solver_plan
 from ezaudio.runtime.text_to_audio import TextToAudio
-from ezaudio.runtime.torch_backend import recording
+from ezaudio.runtime.torch_backend import generation, recording
 from ezaudio.runtime.torch_backend.bundle import load_graphs
 from ezaudio.runtime.torch_backend.modules import compute_type, num_bytes
 from ezaudio.runtime.torch_backend.random_graphs import random_graphs
@@ -391,6 +391,19 @@ from ezaudio.runtime.torch_backend import bundle, random_graphs, sessions
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = sessions()
+
+    def full(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nmore")
+
+    monkeypatch.setattr(generation, "denoise", full)
+    with pytest.raises(
+        BackendError, match=r"no room on the GPU for this length and batch \(CUDA out .* 9 GiB\): close"
+    ):
+        model.generate(request())
+
+
 # Recordings ----------------------------------------------------------------------------------------------------------
 
 
@@ -411,7 +424,7 @@ def test_a_recording_on_a_mocked_cuda_keeps_its_buffers_and_counts_its_steps(mon
             after_step(step)
         return {"y": total}
 
-    recorded = Recording(function, {"x": torch.ones(2)}, 3, torch.device("cpu"), None)
+    recorded = Recording(function, {"x": torch.ones(2)}, 3, mock, None)  # type: ignore[arg-type]
     assert mock.runs == ["warm-up", "captured"]
     for value in (3.0, 5.0):
         steps: list[int] = []
@@ -431,7 +444,9 @@ def test_a_recording_on_a_mocked_cuda_keeps_its_buffers_and_counts_its_steps(mon
 
 
 class MockedCuda:
-    """What `Recording` calls of torch.cuda."""
+    """What `Recording` calls of torch.cuda, and the stream it gets."""
+
+    device = torch.device("cpu")
 
     def __init__(self) -> None:
         self.runs: list[str] = []
@@ -441,9 +456,6 @@ class MockedCuda:
 
     def tell(self, recorded: Recording) -> Any:
         return recorded._mark
-
-    def Stream(self, device: torch.device) -> MockedCuda:
-        return self
 
     def current_stream(self, device: torch.device) -> MockedCuda:
         return self
