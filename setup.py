@@ -18,6 +18,7 @@ setup(
         "ezaudio.runtime",
         "ezaudio.runtime.cpp",
         "ezaudio.runtime.engines",
+        "ezaudio.runtime.torch_backend",
         "ezaudio.training",
     ],
 )
