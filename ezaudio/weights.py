@@ -10,8 +10,6 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ezaudio.runtime.errors import BundleError
@@ -106,6 +104,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True) -> StateDict:
+    from safetensors import SafetensorError, safe_open  # here, since random weights need no file
+
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys() if keep(key)}  # noqa: SIM118  not a mapping
@@ -114,6 +114,8 @@ def read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True)
 
 
 def write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
+    from safetensors.torch import save_file
+
     tensors = {name: buffer.contiguous() for name, buffer in module.named_buffers()}
     for name, parameter in module.named_parameters():  # a tied parameter once, under its first name
         tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
