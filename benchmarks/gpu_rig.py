@@ -54,7 +54,7 @@ class Rig:
 
 
 GPU = Rig("cuda", 7, ("xl", "l"), 500, 100, 50, 8, 16, 8192, 2**30, {"dynamic": False})
-REHEARSAL = Rig("cpu", 1, ("debug",), 9, 5, 2, 2, 2, 64, 2**10, {"backend": "eager"})
+REHEARSAL = Rig("cpu", 1, ("debug",), 9, 5, 2, 2, 1, 64, 2**10, {"backend": "eager"})
 
 
 def settle(device: str) -> None:
