@@ -17,6 +17,7 @@ setup(
         "ezaudio.runtime",
         "ezaudio.runtime.cpp",
         "ezaudio.runtime.engines",
+        "ezaudio.runtime.torch_backend",
         "ezaudio.training",
     ],
 )

@@ -85,9 +85,8 @@ def measure_clip(model: Any, clock: Clock | None, settings: dict[str, Any]) -> t
     """Seconds of one clip by stage, from prompt to file, and the digest of its samples. Nothing is kept of the clip
     before but open sessions."""
     from ezaudio.runtime.audio_file import write_audio
-    from ezaudio.runtime.conditioning import Conditioning
 
-    model._conditioning = Conditioning(model._sessions, model._conditioning.tokenizer)
+    model._conditioning.forget()
     if clock is not None:
         clock.seconds.clear()
     marks: list[float] = []

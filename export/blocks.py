@@ -2,6 +2,9 @@
 
 Rows are guidance branches stacked along the batch: R = B without guidance, R = 2B (prompts first, then the negative
 side) with it; the first P of them attend to a prompt.
+
+With weights in half precision, which the backend `torch` runs these modules in, a product computes in the type of its
+weight; norms, RoPE, softmax and the residual stream stay in float32. In float32 every cast is nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +20,10 @@ MASKED_SCORE = -1e9  # finite, so that adding or scaling it never gives NaN; exp
 
 
 class Product(nn.Module):
-    """x @ weight + bias with the weight stored (in, out): an ONNX MatMul with a constant right side."""
+    """x @ weight + bias with the weight stored (in, out): an ONNX MatMul with a constant right side.
+
+    Computed, and given, in the type of the weight.
+    """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         super().__init__()
@@ -29,8 +35,13 @@ class Product(nn.Module):
         return cls(linear.weight, linear.bias)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = x @ self.weight
+        y = x.to(self.weight.dtype) @ self.weight
         return y if self.bias is None else y + self.bias
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """LayerNorm over the last dimension, in float32."""
+    return F.layer_norm(x.float(), weight.shape, weight, bias, ops.NORM_EPS)
 
 
 class Norm(nn.Module):
@@ -42,15 +53,18 @@ class Norm(nn.Module):
         self.bias = nn.Parameter(norm.bias.detach() * factor, requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.layer_norm(x, self.weight.shape, self.weight, self.bias, ops.NORM_EPS)
+        return layer_norm(x, self.weight, self.bias)
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, key_mask: Tensor | None = None) -> Tensor:
-    """softmax(q·kᵀ)·v for queries already scaled: (R, H, L, E), (R, H, S, E) ×2, mask (R, S) → (R, L, H·E)."""
-    scores = q @ k.transpose(-1, -2)
+    """softmax(q·kᵀ)·v for queries already scaled: (R, H, L, E), (R, H, S, E) ×2, mask (R, S) → (R, L, H·E).
+
+    Both products are in the type of v, the softmax in float32.
+    """
+    scores = (q.to(v.dtype) @ k.to(v.dtype).transpose(-1, -2)).float()
     if key_mask is not None:
         scores = torch.where(key_mask[:, None, None, :], scores, MASKED_SCORE)
-    return (scores.softmax(dim=-1) @ v).transpose(1, 2).flatten(2)
+    return (scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(2)
 
 
 class SelfAttention(nn.Module):
@@ -130,12 +144,11 @@ class Block(nn.Module):
             skip: (R, L, D) for out blocks.
         """
         weight_attn, bias_attn, gate_attn, weight_mlp, bias_mlp, gate_mlp = modulation.unbind(0)
-        width = (x.shape[-1],)
         if skip is not None:
             x = self.skip_linear(self.skip_norm(torch.cat([x, skip], dim=-1)))
-        x = x + self.attn(F.layer_norm(x, width, weight_attn, bias_attn, ops.NORM_EPS), rope) * gate_attn
+        x = x + self.attn(layer_norm(x, weight_attn, bias_attn), rope) * gate_attn
         # narrow, not a slice: its size is a plain symbol, where slices of slices make torch.export's shapes grow with
         # every block
         prompted = self.cross_attn(self.norm2(x.narrow(0, 0, keys.shape[0])), keys, values, key_mask)
         x = x + torch.cat([prompted, constant[:, None].expand(-1, x.shape[1], -1)])
-        return x + self.mlp(F.layer_norm(x, width, weight_mlp, bias_mlp, ops.NORM_EPS)) * gate_mlp
+        return x + self.mlp(layer_norm(x, weight_mlp, bias_mlp)) * gate_mlp

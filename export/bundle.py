@@ -24,6 +24,7 @@ from ezaudio.export.certificate import Scope
 from ezaudio.export.cpu_bundle import DERIVED, write_cpu_bundle
 from ezaudio.export.graphs import Graph
 from ezaudio.export.samples import Sample, Sampler
+from ezaudio.export.text_graph import TextEncoderGraph
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
 from ezaudio.runtime.bundle_store import TARGETS
@@ -99,7 +100,7 @@ def relative_error(got: np.ndarray, expected: np.ndarray) -> float:
 
 def _text_parts(source: ModelSource, sampler: Sampler) -> Parts:
     encoder = source.text_encoder()
-    graph = graphs.TextEncoderGraph(encoder, source.config)
+    graph = TextEncoderGraph(encoder.state_dict(), source.config)
     yield graph, [sampler.text_encoder(graph, encoder)]
 
 

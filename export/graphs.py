@@ -12,15 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import T5EncoderModel
 
 from ezaudio import blocks
 from ezaudio.config import EzAudioConfig
 from ezaudio.controlnet import ControlNet
 from ezaudio.dit import MaskDiT
-from ezaudio.export.blocks import Block, Norm, Product
+from ezaudio.export.blocks import Block, Norm, Product, layer_norm
 from ezaudio.kernels import reference as ops
 from ezaudio.runtime.tensor_spec import Axis, TensorSpec
 from ezaudio.sampling import guide, solver_step
@@ -78,23 +76,6 @@ class Graph(nn.Module):
             return values
         fixed = len(parameters) - 1
         return (*values[:fixed], values[fixed:])
-
-
-class TextEncoderGraph(Graph):
-    """Token ids → text states."""
-
-    def __init__(self, encoder: T5EncoderModel, config: EzAudioConfig) -> None:
-        axes = Axes.of(config)
-        ids = (axes.batch, axes.tokens)
-        super().__init__(
-            "text_encoder",
-            [TensorSpec("input_ids", "int64", ids), TensorSpec("attention_mask", "int64", ids)],
-            [TensorSpec("text_states", "float32", (*ids, config.text.width))],
-        )
-        self.encoder = encoder
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        return self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
 
 
 class ConditionerGraph(Graph):
@@ -230,7 +211,7 @@ class _Embedding(nn.Module):
         latents = given["latents"]
         batch, frames = latents.shape[0], latents.shape[2]
         x = self.patch(latents.transpose(1, 2)) + given["frame_bias"]
-        rows = torch.arange(_num_rows(given))
+        rows = torch.arange(_num_rows(given), device=latents.device)
         branches = x.index_select(0, torch.where(rows < batch, rows, rows - batch))
         return branches, (self.cos.narrow(0, 0, frames), self.sin.narrow(0, 0, frames))
 
@@ -245,7 +226,7 @@ def _first_rows(x: Tensor, given: dict[str, Tensor], dim: int) -> Tensor:
 
     Selected, not narrowed: torch.export would want a proof that there are as many.
     """
-    return x.index_select(dim, torch.arange(_num_rows(given)))
+    return x.index_select(dim, torch.arange(_num_rows(given), device=x.device))
 
 
 def _exported(block_list: list[blocks.DiTBlock], numbers: Iterable[int]) -> nn.ModuleDict:
@@ -358,14 +339,13 @@ class DenoiserGraph(Graph):
                 if self.name == "denoiser_controlled":
                     skips[-1] = x + _first_rows(given["residuals"][number], given, dim=0)
         weight, bias = given["final_modulation"].unbind(0)
-        x = F.layer_norm(x, (x.shape[-1],), weight, bias, ops.NORM_EPS)
-        return self.final_layer(self.final_linear(x).transpose(1, 2)), inner
+        return self.final_layer(self.final_linear(layer_norm(x, weight, bias)).transpose(1, 2)), inner
 
     def forward(self, *args: Tensor) -> tuple[Tensor, ...]:
         given = self.by_name(args)
         (velocity, inner), latents = self.velocity(given), given["latents"]
         # Without a second branch `negative` is the conditional one itself, and guidance changes nothing.
-        batch = torch.arange(latents.shape[0])
+        batch = torch.arange(latents.shape[0], device=latents.device)
         conditional = velocity.index_select(0, batch)
         negative = velocity.index_select(0, batch + (velocity.shape[0] - latents.shape[0]))
         velocity = guide(conditional, negative, given["guidance_scale"], given["guidance_rescale"])

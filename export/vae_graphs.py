@@ -37,7 +37,7 @@ class FoldedConv(nn.Module):
         self.stride, self.padding, self.dilation = conv.stride, conv.padding, conv.dilation
 
     def forward(self, x: Tensor) -> Tensor:
-        return F.conv1d(x, self.weight, self.bias, self.stride, self.padding, self.dilation)
+        return F.conv1d(x.to(self.weight.dtype), self.weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class ShuffledUpsampling(nn.Module):
@@ -60,7 +60,7 @@ class ShuffledUpsampling(nn.Module):
         self.bias = _constant(conv.bias.detach().repeat_interleave(self.stride))
 
     def forward(self, x: Tensor) -> Tensor:
-        phases = F.conv1d(x, self.weight, self.bias, padding=1)  # (B, out·s, L + 1)
+        phases = F.conv1d(x.to(self.weight.dtype), self.weight, self.bias, padding=1)  # (B, out·s, L + 1)
         samples = phases.unflatten(1, (-1, self.stride)).transpose(2, 3).flatten(2)
         return samples[:, :, self.crop : -self.crop]
 
@@ -71,7 +71,7 @@ class FoldedResidual(nn.Module):
         self.layers = nn.Sequential(*(fold(layer) for layer in unit.layers))
 
     def forward(self, x: Tensor) -> Tensor:
-        return x + self.layers(x)
+        return x.float() + self.layers(x)
 
 
 def fold(module: nn.Module) -> nn.Module:

@@ -104,7 +104,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True) -> StateDict:
-    from safetensors import SafetensorError, safe_open  # here, since random weights need no file
+    from safetensors import SafetensorError, safe_open  # here: models run without it
 
     try:
         with safe_open(path, framework="pt") as file:

@@ -120,14 +120,30 @@ def _attention(
     sin: Tensor | None,
     key_mask: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
+    packed = pack(k, k_weight, k_bias, cos, sin)
+    return attend_packed(q, packed, v, q_weight, q_bias, cos, sin, key_mask, 1 / math.sqrt(q.shape[3]))
+
+
+def attend_packed(
+    q: Tensor,
+    packed_k: Tensor,
+    v: Tensor,
+    q_weight: Tensor,
+    q_bias: Tensor,
+    cos: Tensor | None,
+    sin: Tensor | None,
+    key_mask: Tensor | None,
+    scale: float,
+) -> tuple[Tensor, Tensor]:
+    """Output (B, L, H, E) and lse (B, H, L) for keys that `pack` made; scale: of the scores, beside log₂e."""
     batch, heads, length, width = q.shape
-    keys = k.shape[2]
+    keys = v.shape[2]
     main, tail = tile_widths(width)
     block_q, block_k, warps, stages = (32, 32, 4, 2) if q.dtype == torch.float32 else (128, 64, 8, 3)
-    out, lse = _attention_fake(q, k, v)
+    out, lse = _attention_fake(q, packed_k, v)
     _attention_fwd_kernel[(triton.cdiv(length, block_q), batch * heads)](
-        q, pack(k, k_weight, k_bias, cos, sin), v, q_weight, q_bias, cos, sin, key_mask, out, lse,
-        length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=LOG2_E / math.sqrt(width),
+        q, packed_k, v, q_weight, q_bias, cos, sin, key_mask, out, lse,
+        length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=LOG2_E * scale,
         E=width, MAIN=main, TAIL=tail, BLOCK_Q=block_q, BLOCK_K=block_k, EPS=NORM_EPS, ROPE=cos is not None,
         MASKED=key_mask is not None, num_warps=warps, num_stages=stages,
     )  # fmt: skip

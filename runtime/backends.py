@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +14,10 @@ from ezaudio.runtime.errors import BackendError, InputError, MissingExtraError
 from ezaudio.runtime.gpu import Gpu, find_gpu
 
 if TYPE_CHECKING:
-    from ezaudio.runtime.denoising import Sessions
+    from ezaudio.config import EzAudioConfig
+    from ezaudio.runtime.clips import Clips
+    from ezaudio.runtime.conditioning import Conditioning
+    from ezaudio.runtime.denoising import Graphs
     from ezaudio.runtime.manifest import Manifest
 
 logger = logging.getLogger(__name__)
@@ -21,6 +25,8 @@ logger = logging.getLogger(__name__)
 AUTO_ORDER = ("tensorrt", "torch", "onnxruntime-cuda", "onnxruntime")
 BACKENDS = (*AUTO_ORDER[:3], "onnxruntime-tensorrt", "onnxruntime")
 """By speed, as far as it is known; `auto` passes over the one that is not in `AUTO_ORDER`."""
+
+TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
 
 GPU_ONNXRUNTIME = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
@@ -78,9 +84,9 @@ def examine(name: str, manifest: Manifest) -> Status:
     if name == "onnxruntime":
         typed = target_of(manifest) and manifest.precision == "bf16"
         return Status(name, (_bf16_on_cpu(manifest),) if typed else ())
-    if name == "torch":
-        return Status(name, (Problem("its GPU backend is not part of this version"),))
     gpu = find_gpu()
+    if name == "torch":
+        return _examine_torch(manifest, gpu)
     problems = [Problem(gpu)] if isinstance(gpu, str) else []
     if name != "tensorrt":
         return Status(name, (*problems, *_onnxruntime_problems(name)))
@@ -88,6 +94,35 @@ def examine(name: str, manifest: Manifest) -> Status:
     if not problems and isinstance(gpu, Gpu):
         problems += _refusals(library_for(manifest), gpu)
     return Status(name, tuple(problems), () if is_certified(manifest) else (_uncertified(manifest),))
+
+
+def _examine_torch(manifest: Manifest, gpu: Gpu | str) -> Status:
+    """It reads weights that are numbers; on a CPU it is for checking a GPU against."""
+    model = manifest.config.name
+    problems = [
+        Problem(f"{module} is not installed", 'pip install "ezaudio[torch]"', missing_extra=True)
+        for module in ("torch", "onnx")
+        if not _found(module)
+    ]
+    if manifest.precision not in TORCH_PRECISIONS:
+        fix = f"ezaudio-export --model {model} --precision fp16"
+        problems.append(Problem(f"it reads bundles in fp32, fp16 and bf16, this one is {manifest.precision}", fix))
+    doubts = []
+    if isinstance(gpu, str):
+        doubts.append(Problem(f"{gpu}: on a CPU it is slower than onnxruntime"))
+    elif not problems and not _torch_sees_gpu():
+        doubts.append(Problem("this PyTorch was built without CUDA", "pip install --force-reinstall torch"))
+    elif not _found("triton"):
+        doubts.append(Problem("triton is not installed, so nothing is fused", 'pip install "ezaudio[torch]"'))
+    if manifest.precision != "fp32" and not is_certified(manifest):
+        doubts.append(_uncertified(manifest))
+    return Status("torch", tuple(problems), tuple(doubts))
+
+
+def _torch_sees_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
 
 
 def _missing_packages(manifest: Manifest) -> list[Problem]:
@@ -171,7 +206,7 @@ def choose_backend(name: str, manifest: Manifest) -> str:
         error = MissingExtraError if any(p.missing_extra for p in status.problems) else InputError
         raise error(f"backend {name!r} cannot run here ({reasons}): {fix}")
     for doubt in status.doubts:
-        logger.warning("backend %s: %s: %s", name, doubt.reason, doubt.fix)
+        logger.warning("backend %s: %s", name, ": ".join(filter(None, (doubt.reason, doubt.fix))))
     return name
 
 
@@ -187,15 +222,40 @@ def pick(table: list[Status]) -> tuple[Status, list[Status]]:
     raise InputError(f"no backend can run this bundle here: {reasons}: {fix}")
 
 
+def check_device(device: str | None, backend: str) -> None:
+    """Raises InputError where `device` names none, or the backend has no choice of devices."""
+    if device is None:
+        return
+    if backend != "torch":
+        raise InputError(f"device {device!r} goes with backend torch, this is {backend}: leave it out or name torch")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", device):
+        raise InputError(f"unknown device {device!r}: expected cpu, cuda or cuda:N")
+    import torch
+
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device != "cpu" and int(device.partition(":")[2] or 0) >= count:
+        raise InputError(f"device {device!r} is not there, PyTorch sees {count} GPUs: use cpu, or see ezaudio-doctor")
+
+
 def open_sessions(
-    backend: str, folder: Path, manifest: Manifest, threads: int | None, low_memory: bool = False
-) -> Sessions:
+    backend: str,
+    folder: Path,
+    manifest: Manifest,
+    threads: int | None,
+    low_memory: bool = False,
+    device: str | None = None,
+) -> Graphs:
     """Open a bundle with a backend that `choose_backend` gave.
 
     Args:
         threads: of ONNX Runtime on the CPU.
         low_memory: what ONNX Runtime frees goes back to the system, not into its arena.
+        device: of the backend `torch`; None takes a GPU where there is one.
     """
+    if backend == "torch":
+        from ezaudio.runtime.torch_backend.bundle import open_bundle
+
+        return open_bundle(folder, manifest, device)
     if backend == "tensorrt":
         from ezaudio.runtime.engines.sessions import EngineSessions
 
@@ -203,6 +263,17 @@ def open_sessions(
     from ezaudio.runtime.session import GraphSessions
 
     return GraphSessions(folder, manifest, threads, backend, low_memory)
+
+
+def open_clips(sessions: Graphs, conditioning: Conditioning, config: EzAudioConfig, low_memory: bool) -> Clips:
+    """What makes clips on sessions that `open_sessions` gave."""
+    if hasattr(sessions, "denoise"):
+        from ezaudio.runtime.clips import GraphByGraph
+
+        return GraphByGraph(sessions, conditioning, config, low_memory)  # type: ignore[arg-type]
+    from ezaudio.runtime.torch_backend.clips import WholeClips
+
+    return WholeClips(sessions, conditioning, config)  # type: ignore[arg-type]
 
 
 def library_for(manifest: Manifest) -> str:

@@ -160,6 +160,7 @@ class Job:
 @click.option("--bundle", metavar="DIR|l|xl", help="Model to use. [the small one in the package]")
 @click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16, int8, w8 or w4.")
 @click.option("--backend", metavar="NAME", default="auto", help="What computes, see ezaudio-doctor. [the best here]")
+@click.option("--device", metavar="NAME", help="Of the backend torch: cuda, cuda:N or cpu. [a GPU where there is one]")
 @click.option("--low-memory", is_flag=True, help="Keep one part of the model in memory at a time; a little slower.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
@@ -178,6 +179,7 @@ def main(
     bundle: str | None,
     precision: str | None,
     backend: str,
+    device: str | None,
     threads: int | None,
     low_memory: bool,
     as_json: bool,
@@ -212,7 +214,7 @@ def main(
     destination, format = _plan_output(output, format, source, len(sounds))
     depth = _plan_bit_depth(format, bit_depth, made_with.get("bit_depth"))
     picture = _plan_spectrogram(spectrogram, len(sounds))
-    model = _load_model(bundle, precision, Opening(backend, threads, low_memory), source, made_with)
+    model = _load_model(bundle, precision, Opening(backend, device, threads, low_memory), source, made_with)
     if words:
         _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
     _run(Job(sounds, destination, format, depth, picture, as_json, quiet), model)
@@ -359,6 +361,7 @@ class Opening:
     """How a bundle is opened."""
 
     backend: str
+    device: str | None
     threads: int | None
     low_memory: bool
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from ezaudio.runtime.denoising import Sessions
+from ezaudio.runtime.denoising import Graphs
 from ezaudio.runtime.settings import Settings
 from ezaudio.runtime.solvers import SolverPlan
 from ezaudio.runtime.tokenizer import PromptTokenizer
@@ -70,16 +70,16 @@ class Conditioning:
     `prefix` in the methods: "" for the denoiser's graphs, `controlnet_` for the ControlNet's.
     """
 
-    def __init__(self, sessions: Sessions, tokenizer: PromptTokenizer, cached_prompts: int = CACHED_PROMPTS) -> None:
+    def __init__(self, sessions: Graphs, tokenizer: PromptTokenizer, cached_prompts: int = CACHED_PROMPTS) -> None:
         self._sessions, self.tokenizer = sessions, tokenizer
         self._texts: _Recent[TextState] = _Recent(cached_prompts)
         self._prompts: _Recent[PromptState] = _Recent(2 * cached_prompts)
         self._modulations: _Recent[dict[str, Float32]] = _Recent(2)
 
     def forget(self) -> None:
-        """Compute every prompt anew."""
-        self._texts.clear()
-        self._prompts.clear()
+        """Compute everything anew."""
+        for kept in (self._texts, self._prompts, self._modulations):
+            kept.clear()
 
     def text(self, text: str) -> TextState:
         return self._texts.get_or_make(text, lambda: self._encode_text(text))

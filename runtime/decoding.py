@@ -61,16 +61,26 @@ def decode_chunks(
 
 def decode_parts(decode: Callable[[Float32], Float32], latents: Float32, num_samples: int, vae: VAEConfig) -> Float32:
     """All samples (T,) at once: whole, or in as few equal parts as keep each to LONGEST_PART_S."""
-    count = -(-num_samples // (LONGEST_PART_S * vae.sample_rate))
-    bounds = [num_samples * part // count for part in range(count + 1)]
-    return np.concatenate([_decode_span(decode, latents, begin, end, vae) for begin, end in pairwise(bounds)])
+    bounds = part_bounds(num_samples, vae.sample_rate)
+    return np.concatenate([_decode_span(decode, latents, begin, end, vae) for begin, end in bounds])
+
+
+def part_bounds(num_samples: int, sample_rate: int) -> Iterator[tuple[int, int]]:
+    """First sample and one past the last of every part."""
+    count = -(-num_samples // (LONGEST_PART_S * sample_rate))
+    return pairwise(num_samples * part // count for part in range(count + 1))
+
+
+def frame_bounds(begin: int, end: int, num_frames: int, vae: VAEConfig) -> tuple[int, int]:
+    """First frame and one past the last that samples `begin` to `end` − 1 depend on, in a clip of `num_frames`."""
+    first, last = latent_span(begin, end, vae)
+    return max(first, 0), min(last, num_frames)
 
 
 def _decode_span(
     decode: Callable[[Float32], Float32], latents: Float32, begin: int, end: int, vae: VAEConfig
 ) -> Float32:
     """Samples `begin` to `end` − 1, from the frames that they depend on."""
-    first, last = latent_span(begin, end, vae)
-    first, last = max(first, 0), min(last, latents.shape[2])
+    first, last = frame_bounds(begin, end, latents.shape[2], vae)
     offset = first * vae.hop
     return decode(latents[:, :, first:last])[0, begin - offset : end - offset]

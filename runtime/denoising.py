@@ -50,11 +50,21 @@ class StepGraph:
         return len(self.steps)
 
 
-class Sessions(Protocol):
+class Graphs(Protocol):
     """A backend that has opened a bundle. Not thread-safe."""
 
     def run(self, name: str, **inputs: Array) -> dict[str, Array]:
         """One evaluation of a graph on host arrays: outputs by name."""
+
+    def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
+        """Inputs and outputs of a graph."""
+
+    def release(self, name: str | None = None) -> None:
+        """Close what is open for one graph, or all; it is opened again when used."""
+
+
+class Sessions(Graphs, Protocol):
+    """A backend that runs a clip graph by graph, and the sampling loop between them."""
 
     def denoise(
         self,
@@ -75,9 +85,3 @@ class Sessions(Protocol):
         Returns:
             Latents (1, C, L) after the last step.
         """
-
-    def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
-        """Inputs and outputs of a graph."""
-
-    def release(self, name: str | None = None) -> None:
-        """Close what is open for one graph, or all; it is opened again when used."""

@@ -4,25 +4,23 @@ decode."""
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ezaudio.runtime.backends import choose_backend, open_sessions
+from ezaudio.runtime.backends import check_device, choose_backend, open_clips, open_sessions
 from ezaudio.runtime.bundle_store import find_bundle
+from ezaudio.runtime.clips import Given
 from ezaudio.runtime.conditioning import Conditioning
-from ezaudio.runtime.decoding import decode_chunks, decode_parts
-from ezaudio.runtime.denoising import Evaluation, StepGraph
+from ezaudio.runtime.decoding import decode_chunks
 from ezaudio.runtime.editing import CONTEXT_S, Window, check_audio, model_input, splice
 from ezaudio.runtime.energy import energy_contour
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import OnBytes, read_manifest
-from ezaudio.runtime.noise import NoiseSource, PhiloxNoise, TorchNoise
 from ezaudio.runtime.presets import Preset
-from ezaudio.runtime.settings import Edit, Generation, Settings, Step, plan_of, resolve
-from ezaudio.runtime.solvers import SolverPlan, guided_steps
+from ezaudio.runtime.settings import Edit, Generation, Settings, Step, resolve
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
 if TYPE_CHECKING:
@@ -53,20 +51,6 @@ EDIT_SETTINGS = frozenset(
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Given:
-    """What a clip starts from besides its text.
-
-    Attributes:
-        latents, mask: (1, C, L) to keep where `mask` (1, L) is False.
-        energy: (1, 1, 2L) for the ControlNet; None without one.
-    """
-
-    latents: Float32
-    mask: NDArray[np.bool_]
-    energy: Float32 | None = None
-
-
 class TextToAudio:
     """Text to audio from a bundle. Not thread-safe: use one instance a thread.
 
@@ -77,10 +61,11 @@ class TextToAudio:
         bundle: a folder, the name of an exported model (`l`, `xl`, `nano`), or None for the model inside the package.
         precision: which exported bundle of a named model.
         threads: of ONNX Runtime; None takes all cores.
-        backend: `tensorrt`, `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime` (on the CPU); `auto` takes the
-            fastest that works here and logs why it passed others over. A named one never falls back.
+        backend: `tensorrt`, `torch`, `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime` (on the CPU); `auto`
+            takes the fastest that works here and logs why it passed others over. A named one never falls back.
+        device: of the backend `torch`: `cuda`, `cuda:N` or `cpu`; None takes a GPU where there is one.
         low_memory: close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest
-            alone sets the memory; each clip opens them again.
+            alone sets the memory; each clip opens them again. Not for the backend `torch`, which makes a clip at once.
         verify: compare every file of the bundle with its sha256 before use.
         on_verify: told the bytes compared since the last call and the bytes there are in all, for a progress bar.
 
@@ -94,6 +79,7 @@ class TextToAudio:
         precision: str | None = None,
         threads: int | None = None,
         backend: str = "auto",
+        device: str | None = None,
         low_memory: bool = False,
         verify: bool = True,
         on_verify: OnBytes = lambda count, total: None,
@@ -104,10 +90,11 @@ class TextToAudio:
         self.manifest = read_manifest(folder, verify, on_verify)
         self.config = self.manifest.config
         self.backend = choose_backend(backend, self.manifest)
-        self._low_memory = low_memory
-        self._sessions = open_sessions(self.backend, folder, self.manifest, threads, low_memory)
+        check_device(device, self.backend)
+        self._sessions = open_sessions(self.backend, folder, self.manifest, threads, low_memory, device)
         tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
         self._conditioning = Conditioning(self._sessions, tokenizer)
+        self._clips = open_clips(self._sessions, self._conditioning, self.config, low_memory)
 
     @property
     def sample_rate(self) -> int:
@@ -227,8 +214,7 @@ class TextToAudio:
             given = replace(given, energy=self._energy(check_audio("control_audio", control_audio), given))
         samples = []
         for index, item in enumerate(items):
-            latents = self._denoise(item, given, self._report(on_step, index, items))
-            samples.append(self._decode(latents, item, index, on_audio))
+            samples.append(self._make(item, given, self._report(on_step, index, items), index, on_audio))
         return Generation(np.stack(samples), self.sample_rate, tuple(items), self._warnings(items))
 
     def edit(
@@ -273,14 +259,10 @@ class TextToAudio:
         settings = self.settings(prompt, duration_s=seen_s, edit=region, **given)
         seen, peak = model_input(clip, window, self.config.vae.hop)
         mean = self._sessions.run("encoder", audio=seen)["mean"]
-        latents = self._denoise(settings, Given(mean, window.mask()), self._report(on_step, 0, [settings]))  # type: ignore[arg-type]
-        edited = splice(clip, self._decode(latents, settings) * peak, window, self.sample_rate)
+        given_latents = Given(mean, window.mask())  # type: ignore[arg-type]
+        made = self._make(settings, given_latents, self._report(on_step, 0, [settings]))
+        edited = splice(clip, made * peak, window, self.sample_rate)
         return Generation(edited[None], self.sample_rate, (settings,), self._warnings([settings]))
-
-    def _close(self) -> None:
-        """Between two stages."""
-        if self._low_memory:
-            self._sessions.release()
 
     def _report(self, on_step: OnStep | None, index: int, items: list[Settings]) -> Callable[[int], None]:
         def report(step: int) -> None:
@@ -320,55 +302,7 @@ class TextToAudio:
 
     def _denoise(self, settings: Settings, given: Given, report: Callable[[int], None]) -> Float32:
         """Latents (1, C, L) of one clip."""
-        plan = plan_of(settings, self.config)
-        controlled = given.energy is not None
-        kept = self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
-        kept["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
-        kept["guidance_rescale"] = np.array([settings.guidance_rescale], np.float32)
-        rows: dict[str, Array] = {**self._conditioning.modulation(plan), "coefficients": plan.rows}
-        name = "denoiser_controlled" if controlled else "denoiser"
-        denoiser = self._step_graph(name, settings, plan, kept, rows)
-        control = self._control(settings, given, plan) if controlled else None
-        source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
-        shape = given.latents.shape
-        start = source.draw(0, shape)
-
-        def noise(step: int) -> Float32:
-            return source.draw(step + 1, shape)
-
-        self._close()
-        latents = self._sessions.denoise(denoiser, control, start, noise if plan.draws_noise else None, report)
-        self._close()
-        return np.where(given.mask[:, None], latents, given.latents)
-
-    def _control(self, settings: Settings, given: Given, plan: SolverPlan) -> StepGraph:
-        """The ControlNet's graph with its inputs."""
-        assert given.energy is not None
-        kept = self._sessions.run("controlnet_frame_bias", given=given.latents, mask=given.mask, energy=given.energy)
-        kept["conditioning_scale"] = np.array(settings.control_scale, np.float32)
-        rows: dict[str, Array] = {**self._conditioning.modulation(plan, "controlnet_")}
-        return self._step_graph("controlnet", settings, plan, kept, rows)
-
-    def _step_graph(
-        self, name: str, settings: Settings, plan: SolverPlan, kept: dict[str, Array], rows: dict[str, Array]
-    ) -> StepGraph:
-        """A graph's evaluations: with guidance or without, with all blocks or, where they are reused, the outermost.
-
-        Args:
-            kept: inputs that no step changes, besides those of cross-attention.
-        """
-        prefix = "controlnet_" if name == "controlnet" else ""
-        guided = guided_steps(plan, settings.guidance_interval)
-        ways = [
-            (f"{name}_shallow" if step in settings.reuse else name, guided[step] and settings.guidance_scale != 1)
-            for step in range(plan.num_steps)
-        ]
-        different = list(dict.fromkeys(ways))
-        evaluations = tuple(
-            Evaluation(graph, kept | self._conditioning.cross_inputs(settings, with_guidance, prefix))
-            for graph, with_guidance in different
-        )
-        return StepGraph(evaluations, tuple(different.index(way) for way in ways), rows)
+        return self._clips.latents(settings, given, report)
 
     def latents(self, settings: Settings) -> Float32:
         """Latents (1, C, L) of one clip made from text alone, before they are decoded."""
@@ -376,29 +310,38 @@ class TextToAudio:
 
     def decode(self, latents: Float32) -> Float32:
         """Samples (1, L · hop), not clipped, of latents (1, C, L)."""
-        return self._sessions.run("decoder", latents=latents)["audio"]  # type: ignore[return-value]
+        return self._clips.decode(latents)
 
-    def _decode(self, latents: Float32, settings: Settings, index: int = 0, on_audio: OnAudio | None = None) -> Float32:
-        """Samples (T,) of latents (1, C, L)."""
-        num_samples = round(settings.duration_s * self.sample_rate)
+    def warmup(self, **given: Any) -> None:
+        """Make a clip of these settings of `generate` and drop it: what the first clip of its kind must wait for
+        (sessions, a GPU's recordings, which are kept for a length and a plan) is then there."""
+        self.generate("warm-up", **{"seed": 0, **given})
+
+    def _make(
+        self,
+        settings: Settings,
+        given: Given,
+        report: Callable[[int], None],
+        index: int = 0,
+        on_audio: OnAudio | None = None,
+    ) -> Float32:
+        """Samples (T,) of one clip."""
         if on_audio is None:
-            samples = decode_parts(lambda part: self._decoded(part, settings), latents, num_samples, self.config.vae)
-            self._close()
-            return samples
+            return _finite(self._clips.samples(settings, given, report), settings)
+        latents = self._clips.latents(settings, given, report)
+        num_samples = round(settings.duration_s * self.sample_rate)
         chunks = []
-        for chunk in decode_chunks(lambda part: self._decoded(part, settings), latents, num_samples, self.config.vae):
-            chunks.append(chunk)
+        for chunk in decode_chunks(self._clips.decode, latents, num_samples, self.config.vae):
+            chunks.append(_finite(chunk, settings))
             if on_audio(index, chunk) is False:
                 done = sum(map(len, chunks))
                 raise CancelledError(f"cancelled after sample {done} of {num_samples}")
-        self._close()
+        self._clips.close()
         return np.concatenate(chunks)
 
-    def _decoded(self, latents: Float32, settings: Settings) -> Float32:
-        """Samples (1, L · hop). Raises BundleError when they are not finite."""
-        audio = self.decode(latents)
-        if not np.isfinite(audio).all():
-            raise BundleError(
-                f"the model gave samples that are not finite (seed {settings.seed}): export the bundle again"
-            )
-        return audio
+
+def _finite(samples: Float32, settings: Settings) -> Float32:
+    """The samples. Raises BundleError when they are not finite."""
+    if not np.isfinite(samples).all():
+        raise BundleError(f"the model gave samples that are not finite (seed {settings.seed}): export the bundle again")
+    return samples

@@ -88,7 +88,34 @@ def run_operators() -> None:
     run_attention(1152, torch.float32)
     run_norms(1152, torch.bfloat16)
     run_norms(1024, torch.float32, all_forms=False)
+    run_folded(1152, torch.bfloat16)
+    run_folded(1024, torch.float16)
     run_rest()
+
+
+def run_folded(width: int, dtype: torch.dtype) -> None:
+    """What the backend `torch` launches in a step: a float32 stream, folded modulation, keys made once a clip."""
+    from ezaudio.kernels import folded
+    from ezaudio.kernels import reference as ops
+
+    e = width // HEADS
+    stream, update = torch.empty(BATCH, FRAMES, width), torch.empty(BATCH, FRAMES, width, dtype=dtype)
+    weight, bias, gate = torch.empty(6, width).unbind(0)[:3]
+    folded.norm(stream, weight, bias, dtype)
+    folded.norm(update, weight, bias, dtype)  # what leaves the projection of a skip
+    folded.norm(stream, weight, bias, dtype, update, gate)
+    folded.norm(update, weight, bias, dtype, update, gate)
+    folded.norm(stream, weight, bias, dtype, update)
+    folded.norm(stream, weight, bias, torch.float32, update, gate)
+    folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype, update, gate)
+    folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype)
+    affine = torch.empty(e), torch.empty(e)
+    q, k, v = torch.empty(BATCH, FRAMES, 3, HEADS, e, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
+    rope = ops.rope_tables(FRAMES, e)
+    folded.attend(q, folded.pack_keys(k, affine, rope), v, affine, rope)
+    text = ops.split_heads(torch.empty(BATCH, TOKENS, width, dtype=dtype), HEADS)
+    mask = torch.empty(BATCH, TOKENS, dtype=torch.bool)
+    folded.attend(q, folded.pack_keys(text, affine), text, affine, key_mask=mask)
 
 
 def run_attention(width: int, dtype: torch.dtype) -> None:

@@ -1,0 +1,103 @@
+"""The operators in the form that an exported graph gives them, for inference alone.
+
+Modulation arrives folded with the norms (weight = w·(1 + scale), bias = b·(1 + scale) + shift, one vector for every
+row), keys arrive normalised, and the norm of the queries holds the softmax scale. The residual stream is float32, what
+a norm hands to a product is in the type of that product.
+
+The kernels are those of training; here they are launched without autograd and without registration.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+from torch import Tensor
+
+from ezaudio.kernels.adaln import _residual_norm_fwd_kernel
+from ezaudio.kernels.adaln_backward import tile_shape
+from ezaudio.kernels.attention import attend_packed
+from ezaudio.kernels.head_norm import pack
+from ezaudio.kernels.reference import NORM_EPS
+from ezaudio.kernels.skip_norm import _skip_norm_fwd_kernel
+
+
+def norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """x' = x + (1 − gate)·update and h = LN(x').
+
+    Args:
+        x, update: (R, L, D) contiguous. Without an update x' is x.
+        weight, bias: (D,) float32, contiguous.
+        dtype: of h.
+        gate: (D,) float32, contiguous; None adds the update whole.
+
+    Returns:
+        x', h: (R, L, D), x' in float32 where there is an update.
+    """
+    rows, length, width = x.shape
+    block, tile = tile_shape(width)
+    total = x if update is None else torch.empty_like(x, dtype=torch.float32)
+    out = torch.empty_like(x, dtype=dtype)
+    _residual_norm_fwd_kernel[(triton.cdiv(length, tile), rows)](
+        x, update, gate, weight, bias, None, None, total, out, length, 0, 0,
+        WIDTH=width, BLOCK=block, ROWS=tile, EPS=NORM_EPS,
+        HAS_UPDATE=update is not None, HAS_GATE=gate is not None, MODULATED=False, num_warps=8,
+    )  # fmt: skip
+    return total, out
+
+
+def skip_norm(
+    x: Tensor,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    update: Tensor | None = None,
+    gate: Tensor | None = None,
+) -> Tensor:
+    """LN([x + (1 − gate)·update, skip]): (R, L, D) each → (R, L, 2D) in dtype; weight, bias (2D,), gate (D,)."""
+    assert (update is None) == (gate is None)
+    rows, length, width = x.shape
+    block, tile = tile_shape(2 * width)
+    out = x.new_empty((rows, length, 2 * width), dtype=dtype)
+    _skip_norm_fwd_kernel[(triton.cdiv(length, tile), rows)](
+        x, update, gate, skip, weight, bias, out, length, 0,
+        WIDTH=width, BLOCK=block // 2, ROWS=tile, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+    )  # fmt: skip
+    return out
+
+
+def pack_keys(k: Tensor, norm_k: tuple[Tensor, Tensor], rope: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    """rope(LN(k)) of (R, H, S, E), last stride 1, in the layout that `attend` reads."""
+    return pack(k, *norm_k, *((None, None) if rope is None else rope))
+
+
+def attend(
+    q: Tensor,
+    packed_k: Tensor,
+    v: Tensor,
+    norm_q: tuple[Tensor, Tensor],
+    rope: tuple[Tensor, Tensor] | None = None,
+    key_mask: Tensor | None = None,
+) -> Tensor:
+    """softmax(rope(LN(q))·k̂ᵀ)·v.
+
+    Args:
+        q: (R, H, L, E), last stride 1. Its norm holds the softmax scale.
+        packed_k: of `pack_keys`.
+        v: (R, H, S, E), last stride 1, in the type of q.
+        rope: cos and sin (L, E/2) float32, contiguous.
+        key_mask: (R, S) True where the key is valid.
+
+    Returns:
+        (R, L, H·E) in the type of q.
+    """
+    cos, sin = (None, None) if rope is None else rope
+    out, _ = attend_packed(q, packed_k, v, *norm_q, cos, sin, key_mask, 1.0)
+    return out.flatten(2)
