@@ -1,14 +1,15 @@
 """Everything that needs a GPU, in one command of under eight minutes: correctness, then goals G1 to G11.
 
-    python benchmarks/gpu.py                     # from a checkout; needs PyTorch ≥ 2.11, Triton ≥ 3.6, NumPy, no network
+    python benchmarks/gpu.py                     # from a checkout; needs PyTorch ≥ 2.11, Triton ≥ 3.6, NumPy alone
     python benchmarks/gpu.py --only G1,G7        # some goals
     python benchmarks/gpu.py --tests             # the kernels' tests, natively, where pytest is installed
-    python benchmarks/gpu.py --official CHECKOUT # the official code as the baseline of G4 (pip install einops pyyaml click)
+    python benchmarks/gpu.py --official CHECKOUT # the official code as G4's baseline: pip install einops pyyaml click
 
-Models have their real sizes and random weights, which changes nothing about speed. Each section runs in a process of its
-own with its share of the time, so that neither an error nor a hang takes others with it; what fails is a row that says
-so. Sides run in turn, at least seven rounds; a ratio is the median over the rounds, with its 20th and 80th percentile,
-and there is none where results differ. P is a bf16 product of 8192³ and BW a copy, measured in the same process.
+Models have their real sizes and random weights, which changes nothing about speed. No network is used. Each section
+runs in a process of its own with its share of the time, so that neither an error nor a hang takes others with it; what
+fails is a row that says so. Sides run in turn, at least seven rounds; a ratio is the median over the rounds, with its
+20th and 80th percentile, and there is none where results differ. P is a bf16 product of 8192³ and BW a copy, measured
+in the same process.
 Rows are appended to benchmarks/results/gpu.jsonl, from which benchmarks/report.py makes its tables.
 
 Without a GPU it prints what each figure is at least made of. --dry-run rehearses every section on tiny CPU tensors.
@@ -24,6 +25,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,7 +40,8 @@ from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
 from gpu_rig import GPU, REHEARSAL, Rig, hardware  # noqa: E402
 
 TOTAL_S = 470
-MARK = "gpu-row "  # begins the lines of a section's output that are rows
+MARK, WHY = "gpu-row ", "gpu-failed "  # begin the lines of a section's output that are rows, or why it ended
+OVER = "not within its share"
 TESTS = (
     "adaln", "attention", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
 )  # fmt: skip
@@ -97,7 +100,13 @@ def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
         sys.stdout.flush()
 
     for number in numbers:
-        run_section(SECTIONS[number], rig, official, emit)
+        try:
+            run_section(SECTIONS[number], rig, official, emit)
+        except Exception as error:  # noqa: BLE001  told by the parent as the reason of rows that are missing
+            traceback.print_exc()
+            first = (str(error).strip().splitlines() or ["?"])[0][:200]
+            sys.stdout.write(f"{WHY}{type(error).__name__}: {first}\n")
+            sys.exit(1)
 
 
 def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str]:
@@ -110,12 +119,15 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> 
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
     rows: list[Row] = []
+    told_why: list[str] = []
 
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
             if line.startswith(MARK):
                 rows.append(json.loads(line[len(MARK) :]))
+            elif line.startswith(WHY):
+                told_why.append(line[len(WHY) :].strip())
             else:
                 sys.stderr.write(line)
 
@@ -125,13 +137,13 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> 
         status = process.wait(seconds)
         reason = "" if status == 0 else f"the section ended with status {status}"
     except subprocess.TimeoutExpired:
-        reason = f"its {seconds:.0f} s were over"
+        reason = f"{OVER} of {seconds:.0f} s"
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that compile for it
             process.wait()
     reader.join(10)
-    return rows, reason
+    return rows, told_why[0] if told_why else reason
 
 
 def wanted(section: Section, only: set[str]) -> bool:
@@ -168,7 +180,7 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
         facts = hardware() if reason else {}
         for goal, model, what in planned(section, only):
             if (goal, model, what) not in found:
-                failed = "status" in reason
+                failed = not reason.startswith(OVER)
                 made.append(row(goal, model, what, reason=reason or "the section made no row", failed=failed) | facts)
         save(made, arguments.output)
         rows += made

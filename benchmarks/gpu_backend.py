@@ -1,4 +1,4 @@
-"""The sections of `gpu.py` about the torch backend: loops, whole clips, memory, fidelity. Random weights, real sizes."""
+"""The sections of `gpu.py` about the torch backend: loops, whole clips, memory, fidelity."""
 
 from __future__ import annotations
 
@@ -174,7 +174,8 @@ def loop(rig: Rig, goal: str, model: str, sessions: TorchSessions, asked: Reques
     rates = [product_flops / s for s in timing.seconds["product"]]
     shares = [work / s / p for s, p in zip(timing.seconds["loop"], rates, strict=True)]
     times = spread([1e3 * s for s in timing.seconds["loop"]])
-    note = f"{times['median']:.1f} ms of {asked.plan.num_steps} steps, fp16; P {spread(rates)['median'] / 1e12:.0f} TFLOP/s"
+    rate = spread(rates)["median"] / 1e12
+    note = f"{times['median']:.1f} ms of {asked.plan.num_steps} steps, fp16; P {rate:.0f} TFLOP/s"
     return row(goal, model, "loop", value=spread(shares), unit="share", note=f"{note}; {checked}", ms=times)
 
 

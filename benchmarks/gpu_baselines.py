@@ -67,7 +67,7 @@ def operators(rig: Rig, model: str, emit: Emit) -> None:
 
 def wrong(rig: Rig, case: kernels.Case) -> list[str]:
     """What is not within 2 × PyTorch's error + 2 ulp, in the types of the model."""
-    types = (torch.bfloat16, torch.float16) if rig.measures else (torch.float32,)
+    types = (torch.bfloat16, torch.float16) if rig.measures else (torch.bfloat16,)
     with full_float32():
         return [f"{dtype}: {bad}" for dtype in types for bad in kernels.wrong(replace(case, dtype=dtype), rig.device)]
 

@@ -103,7 +103,7 @@ def floor(goal: str, model: str, what: str) -> str:
 
 
 def row(goal: str, model: str, what: str, **fields: Any) -> Row:
-    """A row: value (a spread) in `unit` with a `note`, or a `reason` why there is none and whether that is a failure."""
+    """A row: value (a spread) in `unit` with a `note`, or a `reason` why there is none, and whether it `failed`."""
     return {"benchmark": "gpu", "goal": goal, "model": model, "what": what, "floor": floor(goal, model, what), **fields}
 
 
