@@ -10,12 +10,15 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def use_checkout(*folders: str) -> None:
-    """Make `ezaudio` and `ezaudio.<folder>` this checkout's, whatever else is installed."""
-    assert "ezaudio" not in sys.modules
+    """Make `ezaudio` and `ezaudio.<folder>` this checkout's, whatever else is installed. May be called again."""
+    assert "ezaudio" not in sys.modules or str(sys.modules["ezaudio"].__file__).startswith(str(ROOT))
     sys.path.insert(0, str(ROOT))
     ezaudio = importlib.import_module("ezaudio")
+    sys.path.remove(str(ROOT))  # where `kernels` is another thing than here
     for folder in folders:
         name = f"ezaudio.{folder}"
+        if name in sys.modules:
+            continue
         spec = importlib.util.spec_from_file_location(
             name, ROOT / folder / "__init__.py", submodule_search_locations=[str(ROOT / folder)]
         )

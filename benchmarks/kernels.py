@@ -11,12 +11,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import statistics
-import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +21,8 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from checkout import ROOT, use_checkout
+from gpu_rig import GPU, Rig, captured, cold_cache, copy_bandwidth, hardware, milliseconds
+from timing import spread
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
@@ -35,7 +34,6 @@ from ezaudio.kernels import reference as ops  # noqa: E402
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 WIDTHS = {"l": 1024, "xl": 1152}
 HEADS, FRAMES, TOKENS, CHANNELS = 16, 500, 100, 128
-ROUNDS = 9
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -111,8 +109,8 @@ def norm_cases(batch: int, width: int) -> list[Case]:
     ]
 
 
-def attention_cases(batch: int, width: int, device: str) -> list[Case]:
-    head = width // HEADS
+def attention_cases(batch: int, width: int, rig: Rig) -> list[Case]:
+    head, device, compiler = width // HEADS, rig.device, rig.compiler
     rope = tuple(table.to(device) for table in ops.rope_tables(FRAMES, head))
     mask = (torch.arange(TOKENS)[None] < torch.linspace(1, TOKENS, batch)[:, None]).to(device)
 
@@ -153,10 +151,10 @@ def attention_cases(batch: int, width: int, device: str) -> list[Case]:
         queries, keyed = 2 * batch * FRAMES * width, 2 * batch * keys * width
         product = 2 * batch * FRAMES * keys * width
         rivals: dict[str, Operator] = {
-            f"compiled + SDPA {label}": torch.compile(partial(call, partial(with_backend, backend), own), dynamic=False)
+            f"compiled + SDPA {label}": torch.compile(partial(call, partial(with_backend, backend), own), **compiler)
             for label, backend in BACKENDS.items()
         }
-        rivals["FlexAttention"] = torch.compile(partial(call, flex, own), dynamic=False)
+        rivals["FlexAttention"] = torch.compile(partial(call, flex, own), **compiler)
         moved = 2 * queries + 2 * keyed, 6 * queries + 6 * keyed
         plain, ours = partial(call, ops.qk_norm_attention, own), partial(call, fused, own)
         cases.append(Case(name, plain, ours, shapes, moved, (2 * product, 7 * product), rivals))
@@ -194,6 +192,7 @@ def run(operator: Operator, inputs: dict[str, Tensor], train: bool, upstream: li
 def wrong(case: Case, device: str) -> list[str]:
     """Outputs and gradients over 2 × eager's error + 2 ulp, against float64, at batch 2."""
     given = case.inputs(device, batch=2)
+    torch.manual_seed(0)
     found = []
     upstream: list[Tensor] = []
     for operator, dtype in ((case.plain, torch.float64), (case.plain, case.dtype), (case.fused, None)):
@@ -215,85 +214,34 @@ def wrong(case: Case, device: str) -> list[str]:
     return bad
 
 
-def captured(operator: Operator, inputs: dict[str, Tensor], train: bool) -> Callable[[], None]:
-    """A CUDA graph of the operator, warmed up."""
-    with nullcontext() if train else torch.no_grad():
-        upstream = [torch.randn_like(out) for out in run(operator, inputs, False, [])]
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            for _ in range(3):
-                run(operator, inputs, train, upstream)
-        torch.cuda.current_stream().wait_stream(stream)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            kept = run(operator, inputs, train, upstream)
-    return lambda: (graph.replay(), kept)[0]
-
-
-def milliseconds(call: Callable[[], Any], cache: Tensor) -> float:
-    """Of one call, the second-level cache emptied before."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    cache.zero_()
-    start.record()
-    call()
-    end.record()
-    torch.cuda.synchronize()
-    return start.elapsed_time(end)
-
-
-def measure(case: Case, train: bool, cache: Tensor) -> dict[str, Any]:
-    """Milliseconds of every contender over the rounds, and ratios of rival to fused."""
-    inputs = {name: x.requires_grad_(train) for name, x in case.inputs("cuda").items()}
-    contenders = {"fused": case.fused, "eager": case.plain, "torch.compile": torch.compile(case.plain, dynamic=False)}
-    calls, refused = {}, {}
-    for name, operator in (contenders | case.rivals).items():
+def measure(case: Case, train: bool, rig: Rig, rivals: bool = True) -> dict[str, Any]:
+    """Milliseconds of every contender over the rounds, and ratios of rival to fused; without rivals fused alone."""
+    inputs = {name: x.requires_grad_(train) for name, x in case.inputs(rig.device).items()}
+    torch.compiler.reset()  # else what was compiled before counts towards the limit after which nothing is
+    contenders: dict[str, Operator] = {"fused": case.fused}
+    if rivals:
+        contenders |= {"eager": case.plain, "torch.compile": torch.compile(case.plain, **rig.compiler), **case.rivals}
+    cache, calls, refused = cold_cache(rig.device), {}, {}
+    for name, operator in contenders.items():
         try:
-            calls[name] = captured(operator, inputs, train)
+            with torch.set_grad_enabled(train):
+                upstream = [torch.randn_like(out) for out in run(operator, inputs, False, [])]
+            calls[name] = captured(partial(run, operator, inputs, train, upstream), rig.device, train)
         except Exception as error:
             if name == "fused":
                 raise
             refused[name] = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
     rounds: dict[str, list[float]] = {name: [] for name in calls}
-    for _ in range(ROUNDS):
+    for _ in range(rig.rounds):
         for name, call in calls.items():
             rounds[name].append(milliseconds(call, cache))
-    ratios = {
-        name: statistics.quantiles([a / b for a, b in zip(times, rounds["fused"], strict=True)], n=10)
-        for name, times in rounds.items()
-    }
     return {
-        "ms": {name: statistics.median(times) for name, times in rounds.items()},
+        "ms": {name: spread(times)["median"] for name, times in rounds.items()},
         "rounds_ms": rounds,
-        "ratio": {name: {"p20": q[1], "median": q[4], "p80": q[7]} for name, q in ratios.items()},
+        "ratio": {
+            name: spread([a / b for a, b in zip(times, rounds["fused"], strict=True)]) for name, times in rounds.items()
+        },
         "refused": refused,
-    }
-
-
-def copy_bandwidth() -> float:
-    """GB/s of a device copy, read and write counted."""
-    source = torch.empty(2**30, dtype=torch.uint8, device="cuda").zero_()
-    target, cache = torch.empty_like(source), torch.empty(1, device="cuda")
-    for _ in range(3):
-        target.copy_(source)
-    times = [milliseconds(lambda: target.copy_(source), cache) for _ in range(9)]
-    return 2 * source.numel() / statistics.median(times) / 1e6
-
-
-def hardware() -> dict[str, str]:
-    import triton
-
-    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.splitlines()[0]
-    except (OSError, subprocess.CalledProcessError, IndexError):
-        driver = "unknown"
-    return {
-        "gpu": torch.cuda.get_device_name(),
-        "driver": driver,
-        "cuda": torch.version.cuda or "",
-        "torch": torch.__version__,
-        "triton": triton.__version__,
     }
 
 
@@ -320,11 +268,10 @@ def main() -> None:
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     measured = device == "cuda"
-    bandwidth = copy_bandwidth() if measured else None
-    cache = torch.empty(2**28, dtype=torch.uint8, device=device) if measured else torch.empty(0)
+    bandwidth = copy_bandwidth(GPU) if measured else None
     rows, failed = [], []
     for model, width in WIDTHS.items():
-        cases = [*norm_cases(args.batch, width), *attention_cases(args.batch, width, device)]
+        cases = [*norm_cases(args.batch, width), *attention_cases(args.batch, width, replace(GPU, device=device))]
         if model == "l":
             cases.append(sampler_case(args.batch // 2 or 1, device))
         for case in cases:
@@ -336,7 +283,7 @@ def main() -> None:
                 row |= {"moved_bytes": case.moved[index], "flops": case.flops[index], "correct": not bad}
                 if measured and not bad:
                     print(f"{model} {case.name} {name} …", file=sys.stderr)
-                    row |= measure(case, train=index == 1, cache=cache)
+                    row |= measure(case, index == 1, GPU)
                 rows.append(row)
     if measured:
         result = {"benchmark": "kernels", **hardware(), "copy_gb_per_s": bandwidth, "failed": failed, "rows": rows}

@@ -10,7 +10,10 @@ from pathlib import Path
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+
+from ezaudio.config import DiTConfig
+from ezaudio.dit import MaskDiT
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -25,6 +28,21 @@ def dtype_name(value: object) -> str | None:
 
 def random(*shape: int, seed: int, mean: float = 0.0) -> Tensor:
     return mean + torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def relative_error(got: Tensor, expected: Tensor) -> float:
+    """‖got − expected‖ / ‖expected‖."""
+    got, expected = got.double().cpu(), expected.double().cpu()
+    return ((got - expected).norm() / expected.norm()).item()
+
+
+def small_model(config: DiTConfig) -> MaskDiT:
+    """Values that hide nothing: the zeros of a fresh model would make its blocks identities."""
+    torch.manual_seed(0)
+    model = MaskDiT(config)
+    for parameter in model.parameters():
+        nn.init.normal_(parameter, std=0.2) if parameter.dim() > 1 else nn.init.normal_(parameter, 1.0, 0.2)
+    return model.to(DEVICE)
 
 
 def results(

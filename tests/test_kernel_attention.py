@@ -32,8 +32,10 @@ def inputs(batch: int, length: int, keys: int, width: int, mean: float = 0.0) ->
     }
 
 
-def key_mask(batch: int, keys: int) -> Tensor:
-    """Three in five keys valid, in the last clip only the first three."""
+def key_mask(batch: int, keys: int, lengths: tuple[int, ...] = ()) -> Tensor:
+    """Of each row the first `lengths`; or three in five keys, in the last clip only among the first three."""
+    if lengths:
+        return torch.arange(keys) < torch.tensor(lengths)[:, None]
     mask = torch.rand(batch, keys, generator=torch.Generator().manual_seed(8)) < 0.6
     mask[:, 0] = True
     mask[-1, 3:] = False
@@ -48,10 +50,11 @@ def fails(
     module: ModuleType = attention,
     batch: int = 2,
     mean: float = 0.0,
+    lengths: tuple[int, ...] = (),
 ) -> dict[str, str]:
     """Self-attention with RoPE where keys is None, masked cross-attention otherwise."""
     given = inputs(batch, length, length if keys is None else keys, width, mean)
-    mask = None if keys is None else key_mask(batch, keys).to(DEVICE)
+    mask = None if keys is None else key_mask(batch, keys, lengths).to(DEVICE)
 
     def call(operator, rope_dtype, q, k, v, q_weight, q_bias, k_weight, k_bias):
         rope = None
@@ -132,6 +135,16 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
     assert fails(21, None, 72, dtype, mean=30.0) == {}
 
 
+@pytest.mark.parametrize(("width", "keys"), [(64, None), (72, 23)], ids=["self-E=64", "cross-E=72"])
+def test_a_mean_far_from_zero_in_the_other_forms(width: int, keys: int | None) -> None:
+    assert fails(21, keys, width, torch.bfloat16, mean=30.0) == {}
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
+def test_each_row_has_its_own_number_of_keys(dtype: torch.dtype) -> None:
+    assert fails(5, 37, 64, dtype, batch=4, lengths=(37, 1, 16, 33)) == {}
+
+
 def test_a_row_without_a_valid_key_gives_zeros() -> None:
     given = {name: x.to(DEVICE).requires_grad_() for name, x in inputs(2, 5, 7, 16).items()}
     mask = torch.tensor([[True] * 7, [False] * 7], device=DEVICE)
@@ -196,6 +209,8 @@ MUTANTS = [
     ("head_norm.py", "        tilt += tl.sum(tail * tail_normal, axis=1)\n", "", "k"),
     ("head_norm.py", "column, tl.sum(main * normal, axis=0)", "column, tl.sum(main, axis=0)", "q_weight"),
     ("head_norm.py", "E + tail_column, tl.sum(tail, axis=0)", "E + tail_column, tl.sum(tail, axis=0) * 0.0", "k_bias"),
+    ("head_norm.py", "E + column, tl.sum(main, axis=0)", "E + column, tl.sum(main, axis=0) * 0.0", "q_bias"),
+    ("head_norm.py", "tl.sum(tail * tail_normal, axis=0)", "tl.sum(tail, axis=0)", "k_weight"),
 ]  # fmt: skip
 
 

@@ -1,0 +1,285 @@
+"""Everything that needs a GPU, in one command of under eight minutes: correctness, then goals G1 to G11.
+
+    python benchmarks/gpu.py                     # from a checkout; needs PyTorch ≥ 2.11, Triton ≥ 3.6, NumPy alone
+    python benchmarks/gpu.py --only G1,G7        # some goals
+    python benchmarks/gpu.py --tests             # the kernels' tests, natively, where pytest is installed
+    python benchmarks/gpu.py --official CHECKOUT # the official code as G4's baseline: pip install einops pyyaml click
+
+Models have their real sizes and random weights, which changes nothing about speed. No network is used. Each section
+runs in a process of its own with its share of the time, so that neither an error nor a hang takes others with it; what
+fails is a row that says so. Sides run in turn, at least seven rounds; a ratio is the median over the rounds, with its
+20th and 80th percentile, and there is none where results differ. P is a bf16 product of 8192³ and BW a copy, measured
+in the same process.
+Rows are appended to benchmarks/results/gpu.jsonl, from which benchmarks/report.py makes its tables.
+
+Without a GPU it prints what each figure is at least made of. --dry-run rehearses every section on tiny CPU tensors.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from checkout import ROOT, use_checkout
+
+use_checkout("kernels", "runtime", "export")
+
+from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
+from gpu_rig import GPU, REHEARSAL, Rig, hardware  # noqa: E402
+
+TOTAL_S = 470
+MARK, WHY = "gpu-row ", "gpu-failed "  # begin the lines of a section's output that are rows, or why it ended
+OVER = "not within its share"
+TESTS = (
+    "adaln", "attention", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
+)  # fmt: skip
+Emit = Callable[[Row], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Section:
+    """A process: which goals it measures, of which model, and the most seconds it gets."""
+
+    name: str
+    goals: tuple[str, ...]
+    model: str
+    seconds: int
+
+
+SECTIONS = (
+    Section("operators", ("G7", "G8"), "xl", 75),
+    Section("clips", ("G1", "G2", "G3", "G6", "G10"), "xl", 110),
+    Section("clips", ("G1", "G2", "G5", "G6"), "l", 70),
+    Section("training", ("G9",), "l", 60),
+    Section("fidelity", ("G11",), "xl", 50),
+    Section("official", ("G4",), "xl", 50),
+    Section("operators", ("G7", "G8"), "l", 60),
+    Section("fidelity", ("G11",), "l", 40),
+    Section("compiled", ("G4",), "xl", 200),  # last: compiling may take all that is left
+)
+
+
+def run_section(section: Section, rig: Rig, official: Path | None, emit: Emit) -> None:
+    """In the child."""
+    import gpu_backend
+    import gpu_baselines
+
+    model = section.model if rig.measures else rig.models[0]
+    if section.name == "operators":
+        gpu_baselines.operators(rig, model, emit)
+    elif section.name == "clips":
+        gpu_backend.clips(rig, model, emit)
+    elif section.name == "fidelity":
+        gpu_backend.fidelity(rig, model, emit)
+    elif section.name == "official":
+        gpu_baselines.official(rig, model, emit, official)
+    elif section.name == "training":
+        gpu_baselines.training(rig, model, emit)
+    else:
+        gpu_baselines.compiled(rig, model, emit)
+
+
+def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
+    """Run sections and print their rows as they are made."""
+    facts = hardware(rig.device)
+
+    def emit(made: Row) -> None:
+        sys.stdout.write(MARK + json.dumps(made | facts) + "\n")
+        sys.stdout.flush()
+
+    for number in numbers:
+        try:
+            run_section(SECTIONS[number], rig, official, emit)
+        except Exception as error:  # noqa: BLE001  told by the parent as the reason of rows that are missing
+            traceback.print_exc()
+            first = (str(error).strip().splitlines() or ["?"])[0][:200]
+            sys.stdout.write(f"{WHY}{type(error).__name__}: {first}\n")
+            sys.exit(1)
+
+
+def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str]:
+    """The rows of sections in a process of their own, and why it ended before its end, if it did."""
+    command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(map(str, numbers))]
+    command += ["--dry-run"] if arguments.dry_run else []
+    command += ["--official", str(arguments.official)] if arguments.official else []
+    environment = dict(os.environ)
+    if arguments.dry_run:
+        environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    rows: list[Row] = []
+    told_why: list[str] = []
+
+    def read() -> None:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(MARK):
+                rows.append(json.loads(line[len(MARK) :]))
+            elif line.startswith(WHY):
+                told_why.append(line[len(WHY) :].strip())
+            else:
+                sys.stderr.write(line)
+
+    reader = threading.Thread(target=read, daemon=True)
+    reader.start()
+    try:
+        status = process.wait(seconds)
+        reason = "" if status == 0 else f"the section ended with status {status}"
+    except subprocess.TimeoutExpired:
+        reason = f"{OVER} of {seconds:.0f} s"
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)  # with the processes that compile for it
+            process.wait()
+    reader.join(10)
+    return rows, told_why[0] if told_why else reason
+
+
+def wanted(section: Section, only: set[str]) -> bool:
+    return bool(only & set(section.goals))
+
+
+def planned(section: Section, only: set[str]) -> list[tuple[str, str, str]]:
+    """Rows that a section should make."""
+    return [
+        (goal, model, what)
+        for goal, model, what in PLAN
+        if goal in only
+        and goal in section.goals
+        and model == section.model
+        and (goal != "G4" or (what == "max-autotune") == (section.name == "compiled"))
+    ]
+
+
+def measure_all(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
+    """Every section that is wanted, in turn, within the whole time."""
+    deadline = time.monotonic() + arguments.seconds
+    scale = arguments.seconds / TOTAL_S
+    rows: list[Row] = []
+    for number, section in enumerate(SECTIONS):
+        if not wanted(section, only):
+            continue
+        left = deadline - time.monotonic()
+        print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
+        made, reason = (
+            start([number], arguments, min(section.seconds * scale, left)) if left > 5 else ([], "no time left")
+        )
+        made = [r for r in made if r["goal"] in only]
+        found = {(r["goal"], r["model"], r["what"]) for r in made}
+        facts = hardware() if reason else {}
+        for goal, model, what in planned(section, only):
+            if (goal, model, what) not in found:
+                failed = not reason.startswith(OVER)
+                made.append(row(goal, model, what, reason=reason or "the section made no row", failed=failed) | facts)
+        save(made, arguments.output)
+        rows += made
+    return rows
+
+
+def save(rows: list[Row], output: Path) -> None:
+    """Append at once: a run that is stopped keeps what it has measured."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a", encoding="utf-8") as file:
+        file.writelines(json.dumps(made) + "\n" for made in rows)
+
+
+def rehearse(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
+    """One process, since what is tested is the sections; each of a kind once."""
+    kinds: dict[str, int] = {}
+    for number, section in enumerate(SECTIONS):
+        if wanted(section, only):
+            kinds.setdefault(section.name, number)
+    rows, reason = start([*kinds.values()], arguments, arguments.seconds)
+    rows = [r for r in rows if r["goal"] in only]
+    expected = {(goal, what) for number in kinds.values() for goal, _, what in planned(SECTIONS[number], only)}
+    missing = expected - {(r["goal"], r["what"]) for r in rows}
+    return rows + [
+        row(goal, "debug", what, reason=reason or "the section made no row", failed=True)
+        for goal, what in sorted(missing)
+    ]
+
+
+def table(rows: list[Row]) -> str:
+    """By goal: the figure, the goal, what it is at least made of, and the particulars."""
+    lines = []
+    for goal, about in GOALS.items():
+        of_goal = [r for r in rows if r["goal"] == goal]
+        if of_goal:
+            stretch = f" (stretch {about.stretch})" if about.stretch else ""
+            lines.append(f"{goal:4} {about.what}; goal {about.goal}{stretch}")
+        for made in of_goal:
+            parts = [f"     {made['model'].upper():5} {made['what']:26} {told(made)}"]
+            parts += [made["note"]] if made.get("note") else []
+            parts += [f"floor {made['floor']}"] if made["floor"] else []
+            lines.append("; ".join(parts))
+    return "\n".join(lines)
+
+
+def run_tests() -> int:
+    """The kernels' tests on this GPU, in this process: the checkout's packages are already the ones in use."""
+    try:
+        import pytest
+    except ModuleNotFoundError:
+        print("pytest is not installed: pip install pytest")
+        return 1
+    files = [str(ROOT / "tests" / f"test_kernel_{name}.py") for name in TESTS]
+    return int(pytest.main(["-q", "-p", "no:cacheprovider", "--rootdir", str(ROOT), *files]))
+
+
+def parsed() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(GOALS), help="goals, with commas between them [all]")
+    parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of github.com/haidog-yaqub/EzAudio, for G4")
+    parser.add_argument("--seconds", type=float, default=TOTAL_S, help="for everything [%(default)s]")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.jsonl")
+    parser.add_argument("--tests", action="store_true", help="run the kernels' tests and measure nothing")
+    parser.add_argument("--dry-run", action="store_true", help="every section on tiny CPU tensors; nothing is saved")
+    parser.add_argument("--child", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if unknown := set(arguments.only.split(",")) - set(GOALS):
+        parser.error(f"unknown goals {', '.join(sorted(unknown))}: expected some of {', '.join(GOALS)}")
+    if arguments.official and not (arguments.official / "src").is_dir():
+        parser.error(f"'{arguments.official}' is no checkout of the official code: it has no src")
+    return arguments
+
+
+def main() -> int:
+    arguments = parsed()
+    rig = REHEARSAL if arguments.dry_run else GPU
+    if arguments.child:
+        child([int(number) for number in arguments.child.split(",")], rig, arguments.official)
+        return 0
+    if arguments.tests:
+        return run_tests()
+    only = set(arguments.only.split(","))
+    if arguments.dry_run:
+        rows = rehearse(arguments, only)
+        print("dry run: tiny CPU tensors, nothing is measured and nothing saved; these figures mean nothing")
+        print(table(rows))
+        return 1 if any(r.get("failed") for r in rows) else 0
+    if not torch.cuda.is_available():
+        rows = [row(*plan, reason="no GPU") for plan in PLAN if plan[0] in only]
+        print("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
+        print(table(rows))
+        return 0
+    rows = measure_all(arguments, only)
+    facts: dict[str, Any] = hardware()
+    print(", ".join(f"{name} {value}" for name, value in facts.items()))
+    print(table(rows))
+    print(f"appended to {arguments.output}: send this file to the project, see docs/performance.md")
+    return 1 if any(r.get("failed") for r in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""The sections of `gpu.py` that put ours beside something else: kernels, the official code, training."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from gpu_backend import (
+    RESCALE,
+    SCALE,
+    Emit,
+    agreement,
+    guarded,
+    open_sessions,
+    random_dit,
+    request,
+    step_velocity,
+)
+from gpu_goals import KERNEL_BATCH, row
+from gpu_rig import Rig, copy_bandwidth, full_float32, seconds, settle
+from timing import interleave, spread
+from torch import Tensor
+
+import kernels
+from ezaudio.config import EzAudioConfig, preset
+from ezaudio.dit import MaskDiT
+from ezaudio.runtime.solvers import solver_plan
+from ezaudio.runtime.torch_backend.modules import graphs_of
+from ezaudio.runtime.torch_backend.request import Shape
+from ezaudio.sampling import guide
+
+PASSES = ("forward", "both")
+OFFICIAL_STEPS = 10
+TIMESTEP = 701
+MIN_STEP_COSINE = 0.999  # of ours in fp16 to the baseline in fp32
+LEARNING_RATE = 1e-4
+MAX_LOSS_DIFFERENCE, MIN_GRADIENT_COSINE = 0.02, 0.98  # fused against eager, both under bf16 autocast
+
+
+def operators(rig: Rig, model: str, emit: Emit) -> None:
+    """G7 and G8: every kernel against PyTorch in float64 first, in two types; what is not correct has no figure."""
+    dit = preset(model).dit
+    width, batch = dit.width, KERNEL_BATCH if rig.measures else 2
+    kernels.HEADS, kernels.FRAMES, kernels.TOKENS = dit.num_heads, rig.frames, rig.tokens
+    norms = [case for case in kernels.norm_cases(batch, width) if case.name != "geglu"]
+    attention = kernels.attention_cases(batch, width, rig)
+    bandwidth = copy_bandwidth(rig)
+    for goal, cases in (("G7", norms), ("G8", attention)):
+        for case in cases:
+            with guarded(emit, goal, model, *(f"{case.name}, {direction}" for direction in PASSES)):
+                bad = wrong(rig, case)
+                if bad:
+                    raise RuntimeError(f"not correct: {'; '.join(bad)[:160]}")
+                for direction in PASSES if goal == "G7" else reversed(PASSES):
+                    what = f"{case.name}, {direction}"
+                    with guarded(emit, goal, model, what):
+                        found = kernels.measure(case, direction == "both", rig, rivals=goal == "G8")
+                        tell = share_of_bandwidth if goal == "G7" else best_rival
+                        emit(row(goal, model, what, **tell(case, PASSES.index(direction), found, bandwidth)))
+
+
+def wrong(rig: Rig, case: kernels.Case) -> list[str]:
+    """What is not within 2 × PyTorch's error + 2 ulp, in the types of the model."""
+    types = (torch.bfloat16, torch.float16) if rig.measures else (torch.bfloat16,)
+    with full_float32():
+        return [f"{dtype}: {bad}" for dtype in types for bad in kernels.wrong(replace(case, dtype=dtype), rig.device)]
+
+
+def share_of_bandwidth(case: kernels.Case, index: int, found: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+    times = found["rounds_ms"]["fused"]
+    shares = spread([case.moved[index] / ms / 1e6 / bandwidth for ms in times])
+    note = f"{1e3 * spread(times)['median']:.1f} µs for {case.moved[index] / 1e6:.0f} MB, bf16; BW {bandwidth:.0f} GB/s"
+    return {"value": shares, "unit": "share", "note": note, "rounds": times}
+
+
+def best_rival(case: kernels.Case, index: int, found: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+    """Ratio to the fastest of the others."""
+    ratios = {name: ratio for name, ratio in found["ratio"].items() if name != "fused"}
+    best = min(ratios, key=lambda name: ratios[name]["median"])
+    ms = found["ms"]["fused"]
+    others = ", ".join(f"{name} {ratio['median']:.2f}" for name, ratio in sorted(ratios.items()) if name != best)
+    note = f"{1e3 * ms:.0f} µs, {case.flops[index] / ms / 1e9:.0f} TFLOP/s, bf16; best rival: {best}; {others}"
+    refused = "".join(f"; {name} refused" for name in found["refused"])
+    return {"value": ratios[best], "unit": "ratio", "note": note + refused, "rounds": found["rounds_ms"]}
+
+
+Step = Callable[[int], Tensor]
+
+
+def official(rig: Rig, model: str, emit: Emit, checkout: Path | None) -> None:
+    """G4, eager: a guided step as the official sampling loop does it against a step of ours in one CUDA graph."""
+    config = preset(model)
+    dit = random_dit(config, rig)
+    ours, ours_step, states = our_steps(rig, config, dit)
+    try:
+        baseline, named = (
+            (dit, "plain PyTorch model") if checkout is None else (official_dit(checkout, config, dit), "official code")
+        )
+    except Exception as error:  # noqa: BLE001  whatever a checkout raises says why it is not measured
+        reason = f"the official code cannot be imported: {(str(error).splitlines() or ['?'])[0][:150]}"
+        for rival in ("fp32 eager", "fp16 autocast"):
+            emit(row("G4", model, rival, reason=reason))
+        return
+    for rival in ("fp32 eager", "fp16 autocast"):
+        with guarded(emit, "G4", model, rival), torch.inference_mode():
+            step = guided_step(rig, baseline, states, autocast=rival.startswith("fp16"))
+            emit(against(rig, model, rival, step, ours, ours_step, named))
+
+
+def compiled(rig: Rig, model: str, emit: Emit) -> None:
+    """G4, compiled: the plain model with weights in fp16, as a CUDA graph that torch.compile made."""
+    config = preset(model)
+    dit = random_dit(config, rig)
+    ours, ours_step, states = our_steps(rig, config, dit)
+    with guarded(emit, "G4", model, "max-autotune"), torch.inference_mode():
+        half = copy.deepcopy(dit).to(torch.float16 if rig.measures else torch.float32)
+        settings = {"mode": "max-autotune", "dynamic": False} if rig.measures else {"backend": "eager"}
+        step = guided_step(rig, torch.compile(half, **settings), states, dtype=next(half.parameters()).dtype)
+        first = seconds(lambda: step(TIMESTEP), rig.device)
+        named = f"plain PyTorch model, weights in fp16, compiled in {first:.0f} s"
+        emit(against(rig, model, "max-autotune", step, ours, ours_step, named))
+
+
+def our_steps(
+    rig: Rig, config: EzAudioConfig, dit: MaskDiT
+) -> tuple[Callable[[], object], Step, tuple[Tensor, Tensor]]:
+    """A recorded loop of OFFICIAL_STEPS steps, its velocity at a timestep, and text states (2, S, D_text) with mask."""
+    generator = torch.Generator().manual_seed(1)
+    text, empty = (torch.randn(n, config.text.width, generator=generator).numpy() for n in (12, 1))
+    sessions = open_sessions(graphs_of(config, dit=copy.deepcopy(dit)), config, rig, "fp16")
+    steps = OFFICIAL_STEPS if rig.measures else 2
+    asked = request(rig, solver_plan("ddim", steps, 0.0, config.diffusion), text, empty)
+    shape = Shape.of(asked, config.text.max_tokens, draws_on_device=False)
+
+    def velocity(timestep: int) -> Tensor:
+        return step_velocity(rig, sessions, asked, shape, latents_of(rig, config), timestep)
+
+    padded = torch.zeros(2, max(rig.tokens, 12), config.text.width)
+    padded[0, :12], padded[1, :1] = torch.from_numpy(text), torch.from_numpy(empty)
+    mask = torch.arange(padded.shape[1]) < torch.tensor([[12], [1]])
+    return lambda: sessions.generate(asked), velocity, (padded.to(rig.device), mask.to(rig.device))
+
+
+def latents_of(rig: Rig, config: EzAudioConfig) -> Tensor:
+    size = (1, config.dit.latent_channels, rig.frames)
+    return torch.randn(size, generator=torch.Generator().manual_seed(2)).to(rig.device)
+
+
+def guided_step(
+    rig: Rig, dit: Any, states: tuple[Tensor, Tensor], autocast: bool = False, dtype: torch.dtype = torch.float32
+) -> Step:
+    """timestep → guided velocity, both branches as a batch of two at the padded length."""
+    context, mask = states[0].to(dtype), states[1]
+    latents = latents_of(rig, preset(rig.models[0])).to(dtype)
+    scale, rescale = (torch.tensor([x], device=rig.device) for x in (SCALE, RESCALE))
+
+    def step(timestep: int) -> Tensor:
+        timesteps = torch.full((2,), timestep, device=rig.device)
+        with torch.autocast(rig.device, torch.float16 if rig.measures else torch.bfloat16, enabled=autocast):
+            both = dit(torch.cat([latents, latents]), timesteps, context, context_mask=mask)
+        both = both[0] if isinstance(both, tuple) else both
+        conditional, negative = both.float().chunk(2)
+        return guide(conditional, negative, scale, rescale)
+
+    return step
+
+
+def against(
+    rig: Rig, model: str, rival: str, step: Step, ours: Callable[[], object], ours_step: Step, named: str
+) -> dict[str, Any]:
+    """The ratio of a step, once both give the same velocity."""
+    cosine, _ = agreement(ours_step(TIMESTEP), step(TIMESTEP))
+    if not cosine >= MIN_STEP_COSINE:
+        raise RuntimeError(f"velocities differ: cosine {cosine:.6f}, at least {MIN_STEP_COSINE}")
+    count = OFFICIAL_STEPS if rig.measures else 2
+
+    def theirs() -> None:
+        for _ in range(count):
+            step(TIMESTEP)
+        settle(rig.device)
+
+    timing = interleave({rival: theirs, "ours": ours}, rig.rounds)
+    each = {side: 1e3 * timing.median(side) / count for side in (rival, "ours")}
+    note = f"{each[rival]:.2f} ÷ {each['ours']:.2f} ms a step, ours fp16; {named}; cosine {cosine:.6f}"
+    return row("G4", model, rival, value=timing.ratio(rival, "ours"), unit="ratio", note=note)
+
+
+def official_dit(checkout: Path, config: EzAudioConfig, dit: MaskDiT) -> torch.nn.Module:
+    """The DiT of a checkout with our weights."""
+    from official_code import Official
+
+    return Official(checkout, SimpleNamespace(config=config, dit=lambda: dit)).dit()  # type: ignore[arg-type]
+
+
+def training(rig: Rig, model: str, emit: Emit) -> None:
+    """G9: a step of AdamW under bf16 autocast; the same model takes both paths in turn."""
+    config = preset(model)
+    dit = random_dit(config, rig).requires_grad_(True).train()
+    optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, **({"fused": True} if rig.measures else {}))
+    batch = training_batch(rig, config)
+
+    def step(fused: bool) -> float:
+        optimizer.zero_grad(set_to_none=True)
+        loss = training_loss(rig, dit, batch, fused)
+        loss.backward()
+        optimizer.step()
+        settle(rig.device)
+        return float(loss.detach())
+
+    with guarded(emit, "G9", model, "time", "peak memory"):
+        checked = same_training(rig, dit, batch)
+        peaks = {"eager": 1.0, "fused": 1.0}
+        for side in peaks if rig.measures else ():
+            step(side == "fused")
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+            step(side == "fused")
+            peaks[side] = torch.cuda.max_memory_allocated() / 1e9
+        timing = interleave({"eager": lambda: step(False), "fused": lambda: step(True)}, rig.rounds)
+        fused_ms, eager_ms = (1e3 * timing.median(side) for side in ("fused", "eager"))
+        each = f"{rig.train_batch / fused_ms * 1e3:.1f} clips/s"
+        note = f"{eager_ms:.0f} ÷ {fused_ms:.0f} ms, {each} of 10 s, batch {rig.train_batch}, bf16 autocast; {checked}"
+        emit(row("G9", model, "time", value=timing.ratio("eager", "fused"), unit="ratio", note=note))
+        change = spread([peaks["fused"] / peaks["eager"] - 1])
+        note = f"{peaks['eager']:.1f} → {peaks['fused']:.1f} GB with weights, gradients and optimizer"
+        emit(row("G9", model, "peak memory", value=change, unit="change", note=note))
+
+
+def training_batch(rig: Rig, config: EzAudioConfig) -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    size = (rig.train_batch, config.dit.latent_channels, rig.frames)
+    lengths = torch.linspace(1, rig.tokens, rig.train_batch).long()
+    batch = {
+        "x": torch.randn(size, generator=generator),
+        "timesteps": torch.linspace(0, 999, rig.train_batch).long(),
+        "context": torch.randn(rig.train_batch, rig.tokens, config.text.width, generator=generator),
+        "context_mask": torch.arange(rig.tokens) < lengths[:, None],
+        "target": torch.randn(size, generator=generator),
+    }
+    return {name: value.to(rig.device) for name, value in batch.items()}
+
+
+@contextmanager
+def path(dit: MaskDiT, fused: bool) -> Iterator[None]:
+    before, dit.model.fused = dit.model.fused, fused
+    try:
+        yield
+    finally:
+        dit.model.fused = before
+
+
+def training_loss(rig: Rig, dit: MaskDiT, batch: dict[str, Tensor], fused: bool) -> Tensor:
+    given = {name: value for name, value in batch.items() if name != "target"}
+    with path(dit, fused), torch.autocast(rig.device, torch.bfloat16, enabled=rig.measures):
+        out = dit(**given)
+    return (out.float() - batch["target"]).square().mean()
+
+
+def same_training(rig: Rig, dit: MaskDiT, batch: dict[str, Tensor]) -> str:
+    """Loss and gradients of both paths, compared before anything is timed."""
+    losses, gradients = [], []
+    for fused in (False, True):
+        dit.zero_grad(set_to_none=True)
+        loss = training_loss(rig, dit, batch, fused)
+        loss.backward()
+        losses.append(float(loss.detach()))
+        gradients.append([p.grad.detach().clone() for p in dit.parameters() if p.grad is not None])
+    eager, fused_loss = losses
+    difference = abs(fused_loss - eager) / eager
+    dot = sum(float((a.double() * b.double()).sum()) for a, b in zip(*gradients, strict=True))
+    norms = [sum(float(g.double().square().sum()) for g in side) ** 0.5 for side in gradients]
+    cosine = dot / (norms[0] * norms[1])
+    if not (difference <= MAX_LOSS_DIFFERENCE and cosine >= MIN_GRADIENT_COSINE):
+        raise RuntimeError(f"training differs: losses {eager:.5f} and {fused_loss:.5f}, gradients' cosine {cosine:.5f}")
+    return f"loss within {difference:.1e}, gradients' cosine {cosine:.5f}"

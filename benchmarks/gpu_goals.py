@@ -1,0 +1,124 @@
+"""The goals on one GPU, G1 to G11, and what each figure is at least made of. Needs nothing but Python."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ezaudio.config import EzAudioConfig, preset
+
+Row = dict[str, Any]
+"""A line of results/gpu.jsonl: see `row`."""
+
+FRAMES, TOKENS, STEPS = 500, 100, 50
+KERNEL_BATCH = 16  # rows that kernels are timed with: eight guided clips
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """What is measured, and the two figures that it is held against; `better` is the side that they bound."""
+
+    what: str
+    goal: str
+    stretch: str = ""
+
+
+GOALS = {
+    "G1": Goal("DiT loop, one guided clip: FLOPs of the plain math ÷ time ÷ P", "45 %", "60 %"),
+    "G2": Goal("the same, 8 clips", "60 %", "70 %"),
+    "G3": Goal("prompt to samples, 50 steps, 10 s", "240 ms", "180 ms"),
+    "G4": Goal("official fp32 eager ÷ ours; fp16 autocast ÷ ours; max-autotune ÷ ours", "8; 2.5; 1.15", "12; 3.5; 1.4"),
+    "G5": Goal("CUDA graph off ÷ on, one clip", "1.5"),
+    "G6": Goal("preset fast, 10 s", "XL 75 ms, L 50 ms"),
+    "G7": Goal("fused AdaLN-SOLA, share of BW", "80 %", "90 %"),
+    "G8": Goal("separate ops with the best SDPA ÷ fused attention", "1.0 (E = 64), 0.95 (E = 72)", "1.3"),
+    "G9": Goal("training step, eager autocast ÷ fused: time; peak memory", "1.2; −30 %"),
+    "G10": Goal("XL resident in fp16, graphs included", "5.5 GB", "4.5 GB"),
+    "G11": Goal("worst step's velocity cosine, fp16; bf16; int8", "0.9999; 0.999; 0.995"),
+}
+
+# Every row that a whole run has: goal, model, what tells it from others of the goal.
+PLAN: list[tuple[str, str, str]] = [
+    *((goal, model, "loop") for goal in ("G1", "G2") for model in ("xl", "l")),
+    ("G3", "xl", "prompt to samples"),
+    *(("G4", "xl", rival) for rival in ("fp32 eager", "fp16 autocast", "max-autotune")),
+    ("G5", "l", "loop"),
+    *(("G6", model, "prompt to samples") for model in ("xl", "l")),
+    *(
+        ("G7", model, f"{operator}, {direction}")
+        for model in ("xl", "l")
+        for operator in ("adaln-sola", "skip norm")
+        for direction in ("forward", "both")
+    ),
+    *(
+        ("G8", model, f"{operator}, {direction}")
+        for model in ("xl", "l")
+        for operator in ("self-attention", "cross-attention")
+        for direction in ("both", "forward")
+    ),
+    *(("G9", "l", what) for what in ("time", "peak memory")),
+    ("G10", "xl", "resident"),
+    *(("G11", model, precision) for model in ("xl", "l") for precision in ("fp16", "bf16")),
+    ("G11", "xl", "int8"),
+]
+
+
+def step_flops(config: EzAudioConfig, rows: int = 2, frames: int = FRAMES, tokens: int = TOKENS) -> int:
+    """FLOPs of the products of one evaluation of the plain DiT: guidance is two rows a clip."""
+    dit = config.dit
+    width, rank, channels = dit.width, dit.adaln_rank, dit.latent_channels
+    attention = 2 * 4 * frames * width**2 + 2 * 2 * frames**2 * width  # q, k, v, out; scores and their sums
+    cross = 2 * (2 * frames + 2 * tokens) * width**2 + 2 * 2 * frames * tokens * width
+    mlp = 2 * frames * 3 * width * int(width * dit.mlp_ratio)
+    modulation = 2 * (6 * rank * width + 6 * rank * 6 * width)
+    skips = 2 * frames * 2 * width**2 * dit.num_in_blocks
+    ends = 2 * frames * (dit.input_channels * width + width * channels + 3 * channels**2)
+    time = 2 * (256 * width + width**2 + 8 * width**2)
+    context = 2 * tokens * (dit.context_width * width + width**2)
+    block = attention + cross + mlp + modulation
+    return rows * (dit.num_blocks * block + skips + ends + time + context)
+
+
+def floor(goal: str, model: str, what: str) -> str:
+    """What the figure cannot do without, by count."""
+    config = preset(model)
+    step, width, tokens = step_flops(config) / 1e12, config.dit.width, KERNEL_BATCH * FRAMES
+    if goal in ("G1", "G4", "G5"):
+        return f"{step:.3f} TFLOP a step"
+    if goal == "G2":
+        return f"{8 * step:.2f} TFLOP a step"
+    if goal in ("G3", "G6"):  # preset fast: 5 steps, of which some are not guided and one runs the outer blocks alone
+        return f"{STEPS * step:.0f} TFLOP of steps" if goal == "G3" else f"at most {5 * step:.1f} TFLOP of steps"
+    if goal == "G7":
+        operator, direction = what.split(", ")
+        tensors = {"adaln-sola": (4, 10), "skip norm": (5, 13)}[operator][direction == "both"]
+        return f"{tensors * 2 * tokens * width / 1e6:.0f} MB"
+    if goal == "G8":
+        operator, direction = what.split(", ")
+        keys = FRAMES if operator == "self-attention" else TOKENS
+        return f"{(7 if direction == 'both' else 2) * 2 * tokens * keys * width / 1e9:.0f} GFLOP"
+    if goal == "G9":
+        return f"{3 * step_flops(config, rows=1) / 1e12:.3f} TFLOP a clip"
+    return ""
+
+
+def row(goal: str, model: str, what: str, **fields: Any) -> Row:
+    """A row: value (a spread) in `unit` with a `note`, or a `reason` why there is none, and whether it `failed`."""
+    return {"benchmark": "gpu", "goal": goal, "model": model, "what": what, "floor": floor(goal, model, what), **fields}
+
+
+def told(row: Row) -> str:
+    """The figure of a row in words."""
+    value = row.get("value")
+    if value is None:
+        return f"{'failed' if row.get('failed') else 'not measured'}: {row.get('reason') or 'no row'}"
+    form = {
+        "share": "{:.1%}",
+        "ms": "{:.1f} ms",
+        "GB": "{:.2f} GB",
+        "cosine": "{:.6f}",
+        "ratio": "{:.2f}",
+        "change": "{:+.0%}",
+    }[row["unit"]]
+    low, middle, high = (form.format(value[key]) for key in ("p20", "median", "p80"))
+    return middle if low == high else f"{middle} ({low} to {high})"
