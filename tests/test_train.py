@@ -26,6 +26,7 @@ from ezaudio.config import DEBUG
 from ezaudio.controlnet import ControlNet
 from ezaudio.data.dataset import ManifestDataset, collate
 from ezaudio.data.manifest import read_manifest
+from ezaudio.data.shards import LatentShards, collate_latents
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
@@ -318,6 +319,33 @@ def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path
     assert all(torch.equal(source.dit().state_dict()[name], value) for name, value in published.items())
     assert open_source(str(tmp_path / "controlnet" / "model"), controlnet="energy").controlnet() is not None
     AutoencoderOobleck(DEBUG.vae).load_state_dict(load_file(tmp_path / "vae" / "vae.safetensors"))
+
+
+def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path) -> None:
+    shards = tmp_path / "shards"
+    given = (str(data), "-o", str(shards), "--model", "debug", "--random-weights", "--duration", str(CLIP_S))
+    made = runner("ezaudio-data")("latents", *given)
+    assert made.exit_code == 0, made.output
+    task = task_of("stage2", settings(), data)
+    batch = collate_latents([LatentShards(shards)[n] for n in range(4)])
+    kept = task.encoders(batch, 0.0, torch.Generator().manual_seed(0))
+    assert kept.latents.shape == (4, DEBUG.vae.latent_channels, round(CLIP_S * DEBUG.vae.latent_rate))
+    spread = (kept.latents - batch.mean) / batch.std
+    assert 0.8 < float(spread.std()) < 1.2  # a sample of the posterior
+    torch.testing.assert_close(kept.context, batch.text.float())
+    emptied = task.encoders(batch, 1.0, torch.Generator().manual_seed(0))
+    state, _ = task.encoders.text([""])
+    assert emptied.context_mask.sum(1).tolist() == [state.shape[1]] * 4
+    for row in emptied.context:
+        torch.testing.assert_close(row[: state.shape[1]], state[0])
+    result = runner("ezaudio-train")("stage1", *command(shards, tmp_path / "run", "--steps", "2", "-q"))
+    assert result.exit_code == 0, result.output
+    fails(
+        runner("ezaudio-train")("vae", *command(shards, tmp_path / "vae", "--steps", "1")), "trained on sounds, not on"
+    )
+    other = command(shards, tmp_path / "other", "--steps", "1")
+    other[other.index("debug")] = "nano"
+    fails(runner("ezaudio-train")("stage1", *other), "are of model 'debug' with 8 channels, not of 'nano'")
 
 
 def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:

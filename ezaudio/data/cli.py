@@ -9,7 +9,7 @@ import click
 from ezaudio import __version__
 from ezaudio.data.caption_cli import caption, filter_, merge, write
 from ezaudio.data.sound_cli import check, latents, recordings, render, sounds
-from ezaudio.runtime.command import Command
+from ezaudio.runtime.command import Group
 
 HELP = """Prepare training data: a manifest lists sound files with captions, and shards hold their latents.
 
@@ -37,10 +37,6 @@ same settings. `ezaudio-data COMMAND --help` has the options and examples of eac
 
 Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted.
 """
-
-
-class Group(Command, click.Group):
-    """Subcommands that report errors as `Command` does."""
 
 
 @click.group(cls=Group, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})

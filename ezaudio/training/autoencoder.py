@@ -11,6 +11,8 @@ import numpy as np
 import torch
 from torch import nn
 
+from ezaudio.data.dataset import ClipBatch
+from ezaudio.runtime.errors import InputError
 from ezaudio.training.discriminator import Discriminators
 from ezaudio.training.losses import (
     SpectralLoss,
@@ -60,6 +62,8 @@ class AutoencoderTask:
         vae, discriminators = self.networks["vae"], self.networks["discriminators"]
         assert isinstance(vae, AutoencoderOobleck)
         hop = vae.config.hop
+        if not isinstance(batch, ClipBatch):
+            raise InputError("an autoencoder is trained on sounds, not on latents: give a manifest")
         audio = batch.audio.to(generator.device, torch.float32)
         audio = audio[..., : audio.shape[-1] // hop * hop]
         self._heard = audio[:LISTEN_CLIPS].detach()

@@ -64,7 +64,13 @@ def options(*added: Callable[[Function], Function]) -> Callable[[Function], Func
     """What every kind of training takes, then `added`. The presets' values are those of the paper or the release."""
     common = (
         click.argument("run", type=click.Path(path_type=Path, file_okay=False)),
-        click.option("--data", type=click.Path(path_type=Path), required=True, metavar="MANIFEST", help="Sounds."),
+        click.option(
+            "--data",
+            type=click.Path(path_type=Path),
+            required=True,
+            metavar="MANIFEST|SHARDS",
+            help="Sounds with captions, or what `ezaudio-data latents` made of them.",
+        ),
         click.option("--split", default="train", show_default=True, help="Rows of the manifest to train on."),
         click.option("--model", metavar="l|xl|FOLDER", default="l", show_default=True, help="What is trained."),
         click.option("--checkpoint", type=click.Path(path_type=Path), help="Local copy of the release. [from the Hub]"),
@@ -259,17 +265,32 @@ def _encoders(source: ModelSource, with_text: bool) -> Any:
 def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, Any]) -> None:
     from ezaudio.data.dataset import ManifestDataset, SkipReport, collate
     from ezaudio.data.manifest import read_manifest
+    from ezaudio.data.shards import LatentShards, collate_latents
     from ezaudio.training.trainer import Trainer
 
-    manifest = read_manifest(given["data"], given["split"])
+    data: Path = given["data"]
+    if data.is_dir():
+        shards = LatentShards(data, run.seed)
+        check_shards(shards.index, source, data)
+        Trainer(task, run, given["run"], given["workers"], given["quiet"]).train(shards, collate_latents)
+        return
     rate = source.config.vae.sample_rate
-    dataset = ManifestDataset(manifest, round(run.clip_s * rate), rate, run.seed)
+    dataset = ManifestDataset(read_manifest(data, given["split"]), round(run.clip_s * rate), rate, run.seed)
     trainer = Trainer(task, run, given["run"], given["workers"], given["quiet"])
     skipped = SkipReport()
     try:
         trainer.train(dataset, collate, lambda batch: skipped.extend(batch.problems))
     finally:
         skipped.log()
+
+
+def check_shards(index: dict[str, Any], source: ModelSource, folder: Path) -> None:
+    """Raises InputError when shards were made with another model's encoders."""
+    if (index.get("model"), index.get("channels")) != (source.config.name, source.config.vae.latent_channels):
+        raise InputError(
+            f"the shards at '{folder}' are of model {index.get('model')!r} with {index.get('channels')} channels, not "
+            f"of {source.config.name!r}: make them with ezaudio-data latents --model {source.config.name}"
+        )
 
 
 def _publish(source: ModelSource, given: dict[str, Any], run: Path) -> None:

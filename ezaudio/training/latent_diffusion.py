@@ -14,7 +14,10 @@ from torch import Tensor, nn
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.controlnet import ControlNet, audio_energy
+from ezaudio.data.dataset import ClipBatch
+from ezaudio.data.shards import LatentBatch
 from ezaudio.dit import MaskDiT
+from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.noise import PhiloxNoise
 from ezaudio.runtime.solvers import alphas_cumprod, solver_plan
 from ezaudio.sampling import Condition, sample
@@ -73,18 +76,28 @@ class Encoders(nn.Module):
             tokenizer.enable_truncation(config.text.max_tokens)
 
     @torch.no_grad()
-    def forward(self, batch: Any, empty_captions: float, generator: torch.Generator) -> Example:
-        """Encode a batch (`audio` (B, 1, T), `captions`), a share of the captions emptied.
+    def forward(self, batch: ClipBatch | LatentBatch, empty_captions: float, generator: torch.Generator) -> Example:
+        """Encode a batch of clips, or take a precomputed one over; a share of the captions is emptied.
 
         Latents are samples of the posterior, as the release trains on.
         """
-        audio = batch.audio.to(generator.device, torch.float32)
-        latents = self.vae.encode(
-            audio[..., : audio.shape[-1] // self.config.vae.hop * self.config.vae.hop], generator, True
-        )
+        device, hop = generator.device, self.config.vae.hop
+        audio = None
+        if isinstance(batch, LatentBatch):
+            mean, std = batch.mean.to(device).float(), batch.std.to(device).float()
+            latents = mean + std * torch.randn(mean.shape, generator=generator, device=device)
+        else:
+            audio = batch.audio.to(device, torch.float32)
+            latents = self.vae.encode(audio[..., : audio.shape[-1] // hop * hop], generator, sample=True)
         if self.text_encoder is None:
             return Example(latents, None, None, audio)
-        empty = torch.rand(len(batch.captions), generator=generator, device=generator.device) < empty_captions
+        empty = torch.rand(len(batch.captions), generator=generator, device=device) < empty_captions
+        if isinstance(batch, LatentBatch) and batch.text.ndim == 3:
+            context, mask = batch.text.to(device).float(), batch.text_mask.to(device)
+            state, _ = self.text([""])
+            context[empty, : state.shape[1]] = state[0]
+            mask[empty] = torch.arange(mask.shape[1], device=device) < state.shape[1]
+            return Example(latents, context, mask, audio)
         captions = ["" if gone else caption for gone, caption in zip(empty.tolist(), batch.captions, strict=True)]
         return Example(latents, *self.text(captions), audio)
 
@@ -106,7 +119,6 @@ class LatentDiffusionTask:
 
     Args:
         prompts: what to make sounds of to listen to; a stage without text makes as many without one.
-        encode: batch → `Example`; None encodes clips with `encoders`.
         on_publish: called with the run's folder once the averaged transformer is written there.
     """
 
@@ -194,7 +206,8 @@ class ControlNetTask:
         stage = self.stage
         example = self.encoders(batch, stage.empty_captions, generator)
         latents = example.latents
-        assert example.audio is not None
+        if example.audio is None:
+            raise InputError("a ControlNet is trained on sounds, not on latents: give a manifest")
         energy = audio_energy(example.audio[:, 0, : latents.shape[2] * self.encoders.config.vae.hop])
         ratios = uniform((len(latents),), *stage.hidden_ratio, generator)
         hidden = span_mask(ratios, energy.shape[2], stage.hidden_span, generator)
