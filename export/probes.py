@@ -50,11 +50,15 @@ class ProbedSessions(EmulatedSessions):
         return self._run(name, inputs, self._watched.get(name, ()))
 
     def watch_pending(self) -> None:
-        """Watch the tensors of what was run without: at the first and the last of each graph's inputs of one shape."""
+        """Watch the tensors of what was run without: at the first and the last of each graph's inputs of one length.
+
+        Prompts of other lengths are no others here: a loop meets dozens of them, and each would be run in all parts.
+        """
         for name, cases in self._pending.items():
-            alike: dict[tuple[tuple[int, ...], ...], list[dict[str, Array]]] = {}
+            alike: dict[tuple[tuple[str, int], ...], list[dict[str, Array]]] = {}
             for inputs in cases:
-                alike.setdefault(tuple(value.shape for value in inputs.values()), []).append(inputs)
+                sizes = self._sizes(name, inputs)
+                alike.setdefault(tuple((k, v) for k, v in sizes.items() if k != "tokens"), []).append(inputs)
             chosen = [
                 group[i]
                 for group in alike.values()
@@ -91,15 +95,19 @@ class ProbedSessions(EmulatedSessions):
             graph = ir.load(self.folder / self.manifest.graphs[name].file).graph
             values = [*graph.inputs, *(value for node in graph for value in node.outputs)]
             self._shapes[name] = {str(value.name): value.shape for value in values if value.shape is not None}
-        sizes = {
-            axis.name: inputs[spec.name].shape[index] // axis.times
-            for spec in self.manifest.graphs[name].inputs
-            for index, axis in spec.axes().items()
-        }
+        sizes = self._sizes(name, inputs)
         shapes = (self._shapes[name].get(tensor) for tensor in self._watched[name])
         known = [shape.evaluate(sizes) for shape in shapes if shape is not None]
         wanted = -(-sum(_bytes(shape) for shape in known) // MAX_PROBED_BYTES)
         return max(1, min(wanted, len(self._watched[name])))
+
+    def _sizes(self, name: str, inputs: dict[str, Array]) -> dict[str, int]:
+        """Of the axes of a graph's inputs."""
+        return {
+            axis.name: inputs[spec.name].shape[index] // axis.times
+            for spec in self.manifest.graphs[name].inputs
+            for index, axis in spec.axes().items()
+        }
 
 
 def _bytes(shape: ir.Shape) -> int:
