@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from click.testing import CliRunner
+from console import fails, runner
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
@@ -142,8 +142,8 @@ def test_command_trains_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(nano, "preset", lambda name: replace(DEBUG, name=name))
     monkeypatch.setattr(nano, "all_sounds", lambda folder: SOUNDS[:3])
     monkeypatch.setattr(vae_training, "START_CLIPS", 32)
-    arguments = ["--output", str(tmp_path), "--minutes", "0.01", "--clips-per-sound", "1", "--fp32"]
-    result = CliRunner().invoke(nano.main, arguments, catch_exceptions=False)
+    arguments = [str(tmp_path), "--minutes", "0.01", "--clips-per-sound", "1", "--fp32"]
+    result = runner("ezaudio-train")("nano", *arguments)
     assert result.exit_code == 0, result.output
     names = {
         "config.json",
@@ -161,6 +161,4 @@ def test_command_trains_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 def test_command_says_which_stage_is_missing(tmp_path: Path) -> None:
-    result = CliRunner().invoke(nano.main, ["--output", str(tmp_path), "--stage", "dit"])
-    assert result.exit_code == 2
-    assert "--stage vae" in result.output
+    fails(runner("ezaudio-train")("nano", str(tmp_path), "--stage", "dit"), "run --stage vae first")

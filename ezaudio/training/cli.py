@@ -37,6 +37,10 @@ The paper's recipe:
   ezaudio-export --model l --checkpoint runs/s3/dit.safetensors        # to a bundle
 
 \b
+The model in the package, from synthesised sounds:
+  ezaudio-train nano runs/nano && ezaudio-export --model runs/nano -o bundle/
+
+\b
 On several GPUs or machines, by accelerate's launcher:
   accelerate launch -m ezaudio.training stage2 runs/s2 --data captions.jsonl --start runs/s1
 
@@ -179,6 +183,42 @@ def vae(resume_weights: bool, **given: Any) -> None:
     if run.clip_s < 2 * longest:
         raise InputError(f"clips must be at least {2 * longest:.2f} s for the longest window, got {run.clip_s:g} s")
     _train(AutoencoderTask(network, run.schedule, losses, partial(_publish, source, given)), run, source, given)
+
+
+@main.command("nano", short_help="The packaged model, from nothing, in two hours on two cores.")
+@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--recordings",
+    type=click.Path(path_type=Path, exists=True),
+    help="Folder of `ezaudio-data recordings`. [synthesised sounds alone]",
+)
+@click.option(
+    "--stage", type=click.Choice(["vae", "decoder", "latents", "dit", "all"]), default="all", show_default=True
+)
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Of a stage. [vae 20, decoder 10, dit 90]")
+@click.option("--clips-per-sound", type=click.IntRange(min=1), default=24, show_default=True, help="10.24 s each.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
+@click.option("--bf16/--fp32", default=True, show_default=True, help="Diffusion arithmetic.")
+def nano(
+    folder: Path,
+    recordings: Path | None,
+    stage: str,
+    minutes: float | None,
+    clips_per_sound: int,
+    threads: int | None,
+    bf16: bool,
+) -> None:
+    """Autoencoder, latents and text-conditioned diffusion of the model in the package; goes on where it stopped.
+
+    FOLDER then is a model: ezaudio-export --model FOLDER.
+    """
+    import torch
+
+    from ezaudio.training.nano import STAGES, train_nano
+
+    if threads:
+        torch.set_num_threads(threads)
+    train_nano(folder, recordings, STAGES if stage == "all" else (stage,), minutes, clips_per_sound, bf16)
 
 
 def _train_stage(name: str, given: dict[str, Any]) -> None:

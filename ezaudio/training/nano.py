@@ -1,6 +1,6 @@
 """Train the packaged model `nano` from nothing.
 
-    python -m ezaudio.training.nano --output FOLDER --recordings RECORDINGS
+    ezaudio-train nano FOLDER --recordings RECORDINGS
 
 leaves `config.json`, `dit.safetensors`, `vae.safetensors`, `text_encoder.safetensors`, `tokenizer.json` and
 `spiece.model` in FOLDER; its subfolder `training` holds what a stopped run resumes from.
@@ -9,10 +9,9 @@ leaves `config.json`, `dit.safetensors`, `vae.safetensors`, `text_encoder.safete
 from __future__ import annotations
 
 import json
-import logging
+from collections.abc import Sequence
 from pathlib import Path
 
-import click
 import torch
 from safetensors.torch import load_file
 from tokenizers import Tokenizer
@@ -21,7 +20,7 @@ from ezaudio.config import EzAudioConfig, preset
 from ezaudio.data.clips import all_sounds
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.tokenizer import write_tokenizer
-from ezaudio.runtime.errors import EzAudioError
+from ezaudio.runtime.errors import InputError
 from ezaudio.training.diffusion import train_diffusion
 from ezaudio.training.latents import encode_bank
 from ezaudio.training.state import Arrays, save_atomic
@@ -70,44 +69,29 @@ def run_stage(
     train_diffusion(config, bank, sounds, tokenizer, work / "dit.safetensors", minutes, publish, bf16=bf16)
 
 
-@click.command()
-@click.option("--output", type=click.Path(path_type=Path), required=True, help="Folder of the weights.")
-@click.option(
-    "--recordings",
-    type=click.Path(path_type=Path, exists=True),
-    help="Folder of `ezaudio-data recordings`. Without it, only synthesised sounds.",
-)
-@click.option("--stage", type=click.Choice([*STAGES, "all"]), default="all", show_default=True)
-@click.option(
-    "--minutes", type=click.FloatRange(min=0, min_open=True), help="Training time of a stage: 20 vae, 90 dit."
-)
-@click.option("--clips-per-sound", type=click.IntRange(min=1), default=24, show_default=True, help="10.24 s each.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
-@click.option("--bf16/--fp32", default=True, show_default=True, help="Diffusion arithmetic.")
-def main(
-    output: Path,
+def train_nano(
+    folder: Path,
     recordings: Path | None,
-    stage: str,
+    stages: Sequence[str],
     minutes: float | None,
     clips_per_sound: int,
-    threads: int | None,
     bf16: bool,
 ) -> None:
-    """Train the packaged model: autoencoder, latents, diffusion."""
-    logging.basicConfig(level=logging.INFO)
-    if threads:
-        torch.set_num_threads(threads)
+    """Run `stages` one after the other; what a stopped one left is gone on from.
+
+    Args:
+        recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
+        minutes: of each stage; None takes `MINUTES`.
+        clips_per_sound: of 10.24 s, encoded once for the last stage.
+
+    Raises: InputError when what a stage needs is missing.
+    """
     # Long quiet tails make denormal numbers, which a CPU multiplies a hundred times slower.
     torch.set_flush_denormal(True)
-    output.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     try:
         sounds = all_sounds(recordings)
-        for name in STAGES if stage == "all" else (stage,):
-            budget = minutes or MINUTES[name]
-            run_stage(name, preset("nano"), sounds, output, budget, clips_per_sound, bf16)
-    except (FileNotFoundError, EzAudioError) as error:
-        raise click.UsageError(str(error)) from error
-
-
-if __name__ == "__main__":
-    main()
+        for stage in stages:
+            run_stage(stage, preset("nano"), sounds, folder, minutes or MINUTES[stage], clips_per_sound, bf16)
+    except FileNotFoundError as error:
+        raise InputError(str(error)) from error
