@@ -385,6 +385,8 @@ def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:
     for content, message in {
         '{"settings": {"a": 1}}\n{"key": "x"\n{"key": "y"}\n': "line 2 is damaged",
         '{"key": "x"}\n': "no record of finished work",
+        '{"settings": {"a": 1}}\n{"x": 1}\n': "line 2 is damaged",
+        "[]\n": "no record of finished work",
         '{"settings": {"a": 2, "b": 1}}\n': r"other settings \(a, b\)",
     }.items():
         path.write_text(content)

@@ -89,13 +89,15 @@ def crow(rng: Generator, n: int) -> Audio:
 )
 def owl(rng: Generator, n: int) -> Audio:
     """One long note, a pause, then a wavering one: almost pure tones with breath."""
-    base = rng.uniform(360, 480)
+    base = rng.uniform(430, 760)
     calls = []
     for start, length, shake in ((0.0, 0.45, 0.0), (0.85, 0.12, 0.0), (1.05, 0.9, 0.035)):
         count = p.samples(length)
         wave = np.sin(2 * np.pi * 11 * p.times(count))
         f0 = base * p.curve(count, [(0, 0.88), (0.25, 1.0), (0.75, 1.0), (1, 0.9)]) * (1 + shake * wave)
-        hoot = p.tone(f0, count, (1, 0.12, 0.04)) + 0.02 * p.noise(rng, count, [(300, 0), (1500, -20)])
+        hoot = p.tone(f0, count, (1, 0.3, 0.14, 0.07, 0.03, 0.015)) + 0.02 * p.noise(
+            rng, count, [(300, 0), (1500, -20)]
+        )
         calls.append(
             (
                 start,
@@ -165,7 +167,7 @@ def frog(rng: Generator, n: int) -> Audio:
     for start, length, slow, fast, gain in ((0.0, 0.11, 60, 75, 0.7), (0.15, 0.2, 70, 120, 1.0)):
         count = p.samples(length)
         train = p.pulses(p.curve(count, [(0, slow), (1, fast)]), count, 14)
-        rung = p.resonate(train, [(650 * body, 110), (1400 * body, 160), (2500 * body, 400)])
+        rung = p.resonate(train, [(650 * body, 110), (1400 * body, 160), (2500 * body, 400)]) + 0.15 * train
         parts.append((start, p.normalize(rung, 1.0) * p.envelope(count, 0.01, 0.05), gain))
     return p.join(parts)
 

@@ -66,6 +66,7 @@ def render_folder(
         "format": audio_format,
         "split": split,
         "sounds": sorted(sound.name for sound in sounds),
+        "recorded": sorted(sound.name for sound in sounds if sound.recorded),
     }
     with Journal(folder / JOURNAL, settings) as journal:
         missing = [index for index in range(count) if str(index) not in journal]

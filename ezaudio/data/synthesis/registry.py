@@ -34,7 +34,7 @@ class Sound:
     event (a bark) of its own length, at most as long. The level is free.
 
     `gap_s` is the silence between repeated events, `max_count` how often one may follow another, `outdoors` that no
-    room is put around it, `weight` its share of clips.
+    room is put around it, `weight` its share of clips, `recorded` that recordings are among its events.
     """
 
     name: str
@@ -46,6 +46,7 @@ class Sound:
     max_count: int = 5
     outdoors: bool = False
     weight: float = 1.0
+    recorded: bool = False
 
     @property
     def phrases(self) -> tuple[str, ...]:
