@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from console import fails, killed_once, runner
+from console import answers_at_once_and_teaches, fails, imports_none_of, killed_once, runner
 from sound_features import accuracy_by_class, features
 
 from ezaudio.data.manifest import read_manifest
@@ -44,7 +45,7 @@ def test_an_event_has_its_own_length_and_a_texture_fills_the_clip(name: str) -> 
 
 def test_a_recogniser_tells_held_out_renderings_apart() -> None:
     """With random rooms and distances. All 136 kinds, 24 clips of 5 s each to learn from: measured 0.983 (and 0.999
-    without rooms); these, with 8 clips of 3 s: measured 0.97."""
+    without rooms); these, with 6 clips of 3 s: measured 0.97."""
     kinds = ALL[::11]
 
     def clips(split: int, count: int) -> tuple[np.ndarray, list[int]]:
@@ -59,7 +60,7 @@ def test_a_recogniser_tells_held_out_renderings_apart() -> None:
                 labels.append(label)
         return np.array(rows), labels
 
-    accuracy, _ = accuracy_by_class(*clips(0, 8), *clips(1, 3))
+    accuracy, _ = accuracy_by_class(*clips(0, 6), *clips(1, 3))
     assert len(kinds) == 13
     assert accuracy.mean() > 0.85
     assert (accuracy >= 0.5).mean() > 0.9
@@ -84,6 +85,13 @@ def test_english() -> None:
 
 def random_scenes(count: int, seconds: float = 1.5) -> list[tuple[np.ndarray, scenes.Scene, str]]:
     return [scene_clip(11, index, ALL, p.samples(seconds)) for index in range(count)]
+
+
+def test_a_long_event_is_faded_out_where_its_time_ends() -> None:
+    howl = scenes.event(np.random.default_rng(0), SOUNDS["wolf"], RATE)
+    assert len(howl) == RATE
+    assert howl[-1] == 0
+    assert len(scenes.event(np.random.default_rng(0), SOUNDS["wolf"], 5 * RATE)) > 2 * RATE
 
 
 def test_scenes_are_mixed_as_their_labels_say() -> None:
@@ -147,6 +155,8 @@ def test_captions_say_count_order_and_distance() -> None:
     assert "a dog barks three times, followed by thunder rumbling" in turns
     assert "first a dog barks three times, then thunder rolls" in turns
     assert any(text.startswith("dogs bark") for text in turns)
+    knocks = many_captions(scenes.Scene((part("knocking", 2),), False, "small room"))  # each of several blows
+    assert not any("twice" in text or "two times" in text for text in knocks)
     for name, count in (("twice", together), ("three times", turns)):
         assert 0.1 < sum(name in text for text in count) / len(count) < 0.8
     assert not any("twice" in text or "distance" in text for text in turns)
@@ -221,3 +231,13 @@ def test_commands(tmp_path: Path) -> None:
     (tmp_path / "out" / "0000001.wav").write_bytes(b"")
     fails(run("check", tmp_path / "out" / "manifest.jsonl"), "none of 2 files", "can be read")
     fails(run("render", tmp_path / "out" / "0000001.wav" / "x"), "cannot be made")
+
+
+def test_help_teaches_and_imports_nothing_heavy() -> None:
+    script = Path(sys.executable).with_name("ezaudio-data")
+    commands = ("sounds", "render", "merge", "caption", "write", "check", "filter", "latents")
+    answers_at_once_and_teaches(script, "From nothing", *commands, "Exit code")
+    imports_none_of("ezaudio.data.cli", {"numpy", "torch", "transformers", "scipy", "soundfile", "matplotlib", "tqdm"})
+    for command in commands:
+        text = run(command, "--help").stdout
+        assert "Example" in text or command == "check", command

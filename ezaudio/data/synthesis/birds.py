@@ -32,7 +32,13 @@ def rooster(rng: Generator, n: int) -> Audio:
 
 
 @sound(
-    "hen", "animals", "a hen|a chicken", "cluck|cackle", "clucks of a hen|the clucking of chickens", gap_s=(0.1, 0.6)
+    "hen",
+    "animals",
+    "a hen|a chicken",
+    "cluck|cackle",
+    "clucks of a hen|the clucking of chickens",
+    gap_s=(0.1, 0.6),
+    counted=False,
 )
 def hen(rng: Generator, n: int) -> Audio:
     """A run of short clucks; now and then the last one is drawn out."""
@@ -47,7 +53,15 @@ def hen(rng: Generator, n: int) -> Audio:
     return p.join(calls)
 
 
-@sound("duck", "animals", "a duck|a mallard", "quack", "quacks of a duck|the quacking of ducks", gap_s=(0.1, 0.6))
+@sound(
+    "duck",
+    "animals",
+    "a duck|a mallard",
+    "quack",
+    "quacks of a duck|the quacking of ducks",
+    gap_s=(0.1, 0.6),
+    counted=False,
+)
 def duck(rng: Generator, n: int) -> Audio:
     """Nasal and harsh; a series loses level and pitch."""
     calls, start = [], 0.0
@@ -116,6 +130,7 @@ def owl(rng: Generator, n: int) -> Audio:
     "birdsong|bird calls|twittering birds",
     gap_s=(0.1, 0.7),
     outdoors=True,
+    counted=False,
 )
 def songbird(rng: Generator, n: int) -> Audio:
     """A phrase of whistled syllables, each repeated a few times, from 2 to 6 kHz."""

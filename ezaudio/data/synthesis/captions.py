@@ -119,7 +119,7 @@ def clause(rng: Generator, part: Part, form: Say, with_distance: bool = True) ->
         text = form(noun, verb)
         # One event goes without saying, but for a caption that counts now and then.
         says_count = rng.random() < (COUNT_SHARE if part.count > 1 else 0.2 * COUNT_SHARE)
-        if part.count and says_count and not is_plural(noun):
+        if part.count and part.sound.counted and says_count and not is_plural(noun):
             text += f" {pick(rng, COUNTS.get(part.count, MANY))}"
     return text + (_distance(rng, part) if with_distance else "")
 
