@@ -27,6 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ezaudio.data.audio import Audio, normalize_peak, read_crop
 from ezaudio.data.manifest import Manifest
+from ezaudio.data.synthesis import Sound
+from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.runtime.errors import InputError
 
 MAX_TRIES = 100
@@ -86,6 +88,22 @@ class SkipReport:
     def log(self) -> None:
         if self.reasons:
             log.warning("%s", self.summary())
+
+
+class SceneDataset(Dataset[Clip]):
+    """Scenes of synthesised sounds, rendered when they are asked for: no number comes twice, and nothing is on disk.
+
+    Clips are as those of `ManifestDataset`; an index is the number of a scene of the seed, so `row` is it, too.
+    """
+
+    def __init__(self, sounds: Sequence[Sound], num_samples: int = 10 * SAMPLE_RATE, seed: int = 0) -> None:
+        self.sounds, self.num_samples, self.seed = list(sounds), num_samples, seed
+
+    def __getitem__(self, number: int) -> Clip:
+        if number < 0:
+            raise IndexError(f"sample numbers start at 0, got {number}")
+        audio, _, caption = scene_clip(self.seed, number, self.sounds, self.num_samples)
+        return Clip(torch.from_numpy(normalize_peak(audio))[None], caption, number)
 
 
 class PackedStrings(Sequence[str]):
