@@ -14,6 +14,7 @@ import torch
 from console import answers_at_once_and_teaches, fails, imports_none_of, killed_once, runner
 from sound_features import accuracy_by_class, features
 
+from ezaudio.data import command as command_module
 from ezaudio.data.dataset import SceneDataset, batches
 from ezaudio.data.manifest import read_manifest
 from ezaudio.data.synthesis import FAMILIES, SOUNDS, captions, scenes
@@ -246,6 +247,12 @@ def test_commands(tmp_path: Path) -> None:
     (tmp_path / "out" / "0000001.wav").write_bytes(b"")
     fails(run("check", tmp_path / "out" / "manifest.jsonl"), "none of 2 files", "can be read")
     fails(run("render", tmp_path / "out" / "0000001.wav" / "x"), "cannot be made")
+
+
+def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(command_module, "find_spec", lambda name: None if name == "soxr" else object())
+    for arguments in (["sounds"], ["render", tmp_path / "x"], ["check", "m.csv"]):
+        fails(run(*arguments), 'this command needs soxr: pip install "ezaudio[train]"')
 
 
 def test_help_teaches_and_imports_nothing_heavy() -> None:

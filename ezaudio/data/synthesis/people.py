@@ -308,7 +308,7 @@ def gravel(rng: Generator, n: int) -> Audio:
     "applause",
     "people",
     "an audience|people|a crowd",
-    "applaud|clap|clap and cheer",
+    "applaud|clap",
     "applause|a round of applause|clapping hands",
     texture=True,
 )
