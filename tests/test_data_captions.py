@@ -38,7 +38,14 @@ def sound(path: Path) -> Path:
 def audio(tmp_path: Path) -> Path:
     """Files named in the ways that downloads of AudioSet and VGGSound have."""
     folder = tmp_path / "audio"
-    for name in ("oPRC3zComfA_000117", "-abcdefghij", "YaaaaaaaaaaA", "sub/bbbbbbbbbbB_30_40", "notes on it"):
+    for name in (
+        "oPRC3zComfA_000117",
+        "-abcdefghij",
+        "YaaaaaaaaaaA",
+        "sub/bbbbbbbbbbB_30_40",
+        "ddddddddddD_000050",
+        "notes on it",
+    ):
         sound(folder / f"{name}.wav")
     (folder / "readme.txt").write_text("")
     return folder
@@ -56,9 +63,10 @@ def test_auto_acd_is_joined_with_the_files(tmp_path: Path, audio: Path) -> None:
         "aaaaaaaaaaA,Wind\n"
         "bbbbbbbbbbB,Waves\n"
         "cccccccccc0,Not here\n"
+        "ddddddddddD,Another stretch of a video of VGGSound\n"
     )
     rows, missing = merge_captions(captions, AudioFolder(audio), "train")
-    assert missing == 2
+    assert missing == 3
     assert [(Path(row.audio_path).name, row.caption) for row in rows] == [
         ("oPRC3zComfA_000117.wav", "A dog, barking."),
         ("oPRC3zComfA_000117.wav", "Another caption"),
@@ -67,7 +75,7 @@ def test_auto_acd_is_joined_with_the_files(tmp_path: Path, audio: Path) -> None:
         ("bbbbbbbbbbB_30_40.wav", "Waves"),
     ]
     result = run("merge", captions, "--audio", audio, "-o", tmp_path / "acd.jsonl", "--split", "val")
-    assert "5 captions; 2 have no sound file" in result.stdout
+    assert "5 captions; 3 have no sound file" in result.stdout
     manifest = read_manifest(tmp_path / "acd.jsonl", "val")
     assert manifest.rows[4].audio_path == "audio/sub/bbbbbbbbbbB_30_40.wav"
     assert manifest.rows[0].others == {"id": "oPRC3zComfA_000117"}
@@ -385,6 +393,8 @@ def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:
     for content, message in {
         '{"settings": {"a": 1}}\n{"key": "x"\n{"key": "y"}\n': "line 2 is damaged",
         '{"key": "x"}\n': "no record of finished work",
+        '{"settings": {"a": 1}}\n{"x": 1}\n': "line 2 is damaged",
+        "[]\n": "no record of finished work",
         '{"settings": {"a": 2, "b": 1}}\n': r"other settings \(a, b\)",
     }.items():
         path.write_text(content)

@@ -16,7 +16,7 @@ import torch
 from ezaudio.data import dataset as dataset_module
 from ezaudio.data import manifest as manifest_module
 from ezaudio.data.audio import check_header, normalize_peak, read_crop, read_start
-from ezaudio.data.dataset import ManifestDataset, SkipReport, batches
+from ezaudio.data.dataset import ManifestDataset, PackedStrings, SkipReport, batches
 from ezaudio.data.manifest import Row, read_manifest, write_manifest
 from ezaudio.runtime.errors import InputError, MissingExtraError
 
@@ -228,7 +228,7 @@ def test_bad_files_are_replaced_counted_and_listed(folder: Path, caplog: pytest.
     for batch in batches(dataset, 11, num_batches=3):
         report.extend(batch.problems)
         rows += batch.rows.tolist()
-        assert batch.captions == [dataset.manifest.rows[row].caption for row in batch.rows.tolist()]
+        assert batch.captions == [dataset.captions[row] for row in batch.rows.tolist()]
     assert {Path(path).name for path in report.reasons} == {"gone.wav", "bad.wav", "away.wav"}
     assert report.count >= 9  # each once an epoch, more where the replacement is bad, too
     assert set(rows) == set(range(1, 9))
@@ -238,6 +238,17 @@ def test_bad_files_are_replaced_counted_and_listed(folder: Path, caplog: pytest.
     assert "gone.wav" in caplog.text
     assert "and 2 more" in report.summary(limit=1)
     assert SkipReport().summary() == ""
+
+
+def test_packed_strings_are_a_sequence() -> None:
+    strings = ["a dog", "", "über", "日本"]
+    packed = PackedStrings(strings)
+    assert list(packed) == strings
+    assert packed[-1] == "日本"
+    assert packed[1:3] == ["", "über"]
+    assert len(PackedStrings([])) == 0
+    with pytest.raises(IndexError):
+        packed[4]
 
 
 def test_clips_differ_by_epoch_and_seed_and_are_normalized(folder: Path) -> None:

@@ -6,6 +6,7 @@ Both name clips by YouTube id; how files are named differs from one download to 
 from __future__ import annotations
 
 import csv
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 ACD_COLUMNS = ("youtube_id", "caption")
 STRONG_COLUMNS = ("segment_id", "start_time_seconds", "end_time_seconds", "label")
 YOUTUBE_ID_CHARS = 11
+VGGSOUND_SECOND = re.compile(r"_0\d{5}")  # another stretch of a video may be AudioSet's
 MAX_EVENTS = 200
 
 
@@ -34,7 +36,7 @@ class AudioFolder:
             if path.suffix.lower() in AUDIO_SUFFIXES:
                 self.by_stem.setdefault(path.stem, path)
                 bare = path.stem[1:] if path.stem.startswith("Y") and _is_video(path.stem[1:]) else path.stem
-                if _is_video(bare):
+                if _is_video(bare) and not VGGSOUND_SECOND.fullmatch(bare[YOUTUBE_ID_CHARS:]):
                     self.by_video.setdefault(bare[:YOUTUBE_ID_CHARS], path)
         if not self.by_stem:
             raise InputError(f"'{folder}' has no sound file: expected {', '.join(AUDIO_SUFFIXES)}")

@@ -14,10 +14,11 @@ asks for the numbers from there on and reads the same bytes, with any number of 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -26,6 +27,8 @@ from torch.utils.data import DataLoader, Dataset
 
 from ezaudio.data.audio import Audio, normalize_peak, read_crop
 from ezaudio.data.manifest import Manifest
+from ezaudio.data.synthesis import Sound
+from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.runtime.errors import InputError
 
 MAX_TRIES = 100
@@ -87,6 +90,45 @@ class SkipReport:
             log.warning("%s", self.summary())
 
 
+class SceneDataset(Dataset[Clip]):
+    """Scenes of synthesised sounds, rendered when they are asked for: no number comes twice, and nothing is on disk.
+
+    Clips are as those of `ManifestDataset`; an index is the number of a scene of the seed, so `row` is it, too.
+    """
+
+    def __init__(self, sounds: Sequence[Sound], num_samples: int = 10 * SAMPLE_RATE, seed: int = 0) -> None:
+        self.sounds, self.num_samples, self.seed = list(sounds), num_samples, seed
+
+    def __getitem__(self, number: int) -> Clip:
+        if number < 0:
+            raise IndexError(f"sample numbers start at 0, got {number}")
+        audio, _, caption = scene_clip(self.seed, number, self.sounds, self.num_samples)
+        return Clip(torch.from_numpy(normalize_peak(audio))[None], caption, number)
+
+
+class PackedStrings(Sequence[str]):
+    """Many strings in two arrays. A list of millions would be copied into every worker, object by object, as they are
+    counted references; arrays stay shared."""
+
+    def __init__(self, strings: Iterable[str]) -> None:
+        encoded = [string.encode() for string in strings]
+        self.data = np.frombuffer(b"".join(encoded), np.uint8)
+        self.ends = np.cumsum([len(string) for string in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    @overload
+    def __getitem__(self, index: int) -> str: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str]: ...
+    def __getitem__(self, index: int | slice) -> str | list[str]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        index = range(len(self))[index]
+        return self.data[self.ends[index - 1] if index else 0 : self.ends[index]].tobytes().decode()
+
+
 class ManifestDataset(Dataset[Clip]):
     """Random crops of the files of a manifest: mono, peak 1, phase flipped half the time.
 
@@ -104,14 +146,16 @@ class ManifestDataset(Dataset[Clip]):
     ) -> None:
         if num_samples < 1:
             raise InputError(f"a clip needs at least 1 sample, got {num_samples}")
-        self.manifest = manifest
+        self.name = manifest.name
+        self.paths = PackedStrings(str(manifest.path_of(row)) for row in manifest.rows)
+        self.captions = PackedStrings(row.caption for row in manifest.rows)
         self.num_samples = num_samples
         self.sample_rate = sample_rate
         self.seed = seed
         self.shuffle = shuffle
 
     def __len__(self) -> int:
-        return len(self.manifest)
+        return len(self.paths)
 
     def __getitem__(self, number: int) -> Clip:
         """Raises InputError when none of MAX_TRIES files (or of all, if fewer) can be read."""
@@ -121,17 +165,14 @@ class ManifestDataset(Dataset[Clip]):
         row = int(epoch_order(len(self), self.seed, epoch)[place]) if self.shuffle else place
         problems: list[tuple[str, str]] = []
         for candidate in self._candidates(row, epoch, place):
-            path = self.manifest.path_of(self.manifest.rows[candidate])
             try:
-                audio = self._read(candidate, epoch, place)
+                audio = torch.from_numpy(self._read(candidate, epoch, place))[None]
             except InputError as error:
-                problems.append((str(path), str(error)))
+                problems.append((self.paths[candidate], str(error)))
                 continue
-            return Clip(
-                torch.from_numpy(audio)[None], self.manifest.rows[candidate].caption, candidate, tuple(problems)
-            )
+            return Clip(audio, self.captions[candidate], candidate, tuple(problems))
         raise InputError(
-            f"none of {len(problems)} files of manifest '{self.manifest.name}' can be read, the last: {problems[-1][1]}"
+            f"none of {len(problems)} files of manifest '{self.name}' can be read, the last: {problems[-1][1]}"
         )
 
     def _candidates(self, row: int, epoch: int, place: int) -> Iterator[int]:
@@ -147,8 +188,7 @@ class ManifestDataset(Dataset[Clip]):
 
     def _read(self, row: int, epoch: int, place: int) -> Audio:
         rng = np.random.default_rng((self.seed, epoch, place))
-        path = self.manifest.path_of(self.manifest.rows[row])
-        audio = normalize_peak(read_crop(path, rng, self.num_samples, self.sample_rate))
+        audio = normalize_peak(read_crop(Path(self.paths[row]), rng, self.num_samples, self.sample_rate))
         return -audio if rng.random() < 0.5 else audio
 
 

@@ -66,9 +66,12 @@ class Journal:
         self._file.close()
 
     def _write(self, data: bytes) -> None:
-        self._file.write(data)
-        self._file.flush()
-        os.fsync(self._file.fileno())
+        try:
+            self._file.write(data)
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        except OSError as error:
+            raise InputError(f"'{self.path}' cannot be written ({error.strerror or error}): free some room") from error
 
     def _lock(self) -> None:
         if sys.platform != "win32":
@@ -90,11 +93,11 @@ class Journal:
         records = []
         for number, line in enumerate(lines, 1):
             try:
-                records.append(json.loads(line))
-            except (ValueError, RecursionError) as error:
-                raise InputError(f"'{self.path}', line {number} is damaged: remove the file to begin anew") from error
-        if not isinstance(records[0], dict) or "settings" not in records[0]:
-            raise InputError(f"'{self.path}' is no record of finished work: name another file")
+                record = json.loads(line)
+                records.append(record["settings" if number == 1 else "key"] and record)
+            except (ValueError, RecursionError, LookupError, TypeError) as error:
+                problem = "this is no record of finished work" if number == 1 else f"line {number} is damaged"
+                raise InputError(f"'{self.path}': {problem}; name another place, or remove it to begin anew") from error
         before = records[0]["settings"]
         if before != settings:
             changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))

@@ -113,7 +113,7 @@ def with_recordings(sounds: Sequence[Sound], folder: Path) -> list[Sound]:
             events = split_events(audio.astype(np.float32))
             if not events:
                 raise InputError(f"'{path}' holds no event: collect it again with `ezaudio-data recordings {folder}`")
-            sound = replace(sound, render=partial(render_recorded, events, sound.render))
+            sound = replace(sound, render=partial(render_recorded, events, sound.render), recorded=True)
         mixed.append(sound)
     return mixed
 

@@ -119,8 +119,8 @@ def horse(rng: Generator, n: int) -> Audio:
     shake = np.sin(2 * np.pi * np.cumsum(p.curve(count, [(0, 13), (1, 9)])) / p.SAMPLE_RATE)
     f0 = rng.uniform(750, 1000) * p.curve(count, [(0, 0.8), (0.15, 1.2), (0.5, 0.9), (1, 0.4)])
     f0 = f0 * (1 + 0.13 * place * shake)
-    neigh = p.voice(rng, f0.astype(np.float32), [(900, 1900, 3300), (700, 1500, 2900)], breath=0.15, rough=0.02)
-    snort = 0.12 * p.noise(rng, count, [(300, -6), (1200, 0), (5000, -12)]) * place**2
+    neigh = p.voice(rng, f0.astype(np.float32), [(900, 1900, 3300), (700, 1500, 2900)], breath=0.25, rough=0.03)
+    snort = 0.04 * p.noise(rng, count, [(300, -6), (1200, 0), (5000, -12)]) * place**2
     return ((p.normalize(neigh, 1.0) * (0.75 + 0.25 * place * shake) + snort) * p.envelope(count, 0.06, 0.25)).astype(
         np.float32
     )

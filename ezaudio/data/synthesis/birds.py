@@ -32,7 +32,13 @@ def rooster(rng: Generator, n: int) -> Audio:
 
 
 @sound(
-    "hen", "animals", "a hen|a chicken", "cluck|cackle", "clucks of a hen|the clucking of chickens", gap_s=(0.1, 0.6)
+    "hen",
+    "animals",
+    "a hen|a chicken",
+    "cluck|cackle",
+    "clucks of a hen|the clucking of chickens",
+    gap_s=(0.1, 0.6),
+    counted=False,
 )
 def hen(rng: Generator, n: int) -> Audio:
     """A run of short clucks; now and then the last one is drawn out."""
@@ -47,7 +53,15 @@ def hen(rng: Generator, n: int) -> Audio:
     return p.join(calls)
 
 
-@sound("duck", "animals", "a duck|a mallard", "quack", "quacks of a duck|the quacking of ducks", gap_s=(0.1, 0.6))
+@sound(
+    "duck",
+    "animals",
+    "a duck|a mallard",
+    "quack",
+    "quacks of a duck|the quacking of ducks",
+    gap_s=(0.1, 0.6),
+    counted=False,
+)
 def duck(rng: Generator, n: int) -> Audio:
     """Nasal and harsh; a series loses level and pitch."""
     calls, start = [], 0.0
@@ -89,13 +103,15 @@ def crow(rng: Generator, n: int) -> Audio:
 )
 def owl(rng: Generator, n: int) -> Audio:
     """One long note, a pause, then a wavering one: almost pure tones with breath."""
-    base = rng.uniform(360, 480)
+    base = rng.uniform(430, 760)
     calls = []
     for start, length, shake in ((0.0, 0.45, 0.0), (0.85, 0.12, 0.0), (1.05, 0.9, 0.035)):
         count = p.samples(length)
         wave = np.sin(2 * np.pi * 11 * p.times(count))
         f0 = base * p.curve(count, [(0, 0.88), (0.25, 1.0), (0.75, 1.0), (1, 0.9)]) * (1 + shake * wave)
-        hoot = p.tone(f0, count, (1, 0.12, 0.04)) + 0.02 * p.noise(rng, count, [(300, 0), (1500, -20)])
+        hoot = p.tone(f0, count, (1, 0.3, 0.14, 0.07, 0.03, 0.015)) + 0.02 * p.noise(
+            rng, count, [(300, 0), (1500, -20)]
+        )
         calls.append(
             (
                 start,
@@ -114,6 +130,7 @@ def owl(rng: Generator, n: int) -> Audio:
     "birdsong|bird calls|twittering birds",
     gap_s=(0.1, 0.7),
     outdoors=True,
+    counted=False,
 )
 def songbird(rng: Generator, n: int) -> Audio:
     """A phrase of whistled syllables, each repeated a few times, from 2 to 6 kHz."""
@@ -165,7 +182,7 @@ def frog(rng: Generator, n: int) -> Audio:
     for start, length, slow, fast, gain in ((0.0, 0.11, 60, 75, 0.7), (0.15, 0.2, 70, 120, 1.0)):
         count = p.samples(length)
         train = p.pulses(p.curve(count, [(0, slow), (1, fast)]), count, 14)
-        rung = p.resonate(train, [(650 * body, 110), (1400 * body, 160), (2500 * body, 400)])
+        rung = p.resonate(train, [(650 * body, 110), (1400 * body, 160), (2500 * body, 400)]) + 0.15 * train
         parts.append((start, p.normalize(rung, 1.0) * p.envelope(count, 0.01, 0.05), gain))
     return p.join(parts)
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
-from ezaudio.data.synthesis.primitives import Generator
-from ezaudio.data.synthesis.scenes import Part, Scene
+import numpy as np
+
+from ezaudio.data.synthesis.primitives import Audio, Generator
+from ezaudio.data.synthesis.registry import Sound
+from ezaudio.data.synthesis.scenes import Part, Scene, render_scene
 from ezaudio.data.synthesis.wording import bare, is_plural, participle, plural, present, progressive
 
 COUNTS = {
@@ -119,7 +122,7 @@ def clause(rng: Generator, part: Part, form: Say, with_distance: bool = True) ->
         text = form(noun, verb)
         # One event goes without saying, but for a caption that counts now and then.
         says_count = rng.random() < (COUNT_SHARE if part.count > 1 else 0.2 * COUNT_SHARE)
-        if part.count and says_count and not is_plural(noun):
+        if part.count and part.sound.counted and says_count and not is_plural(noun):
             text += f" {pick(rng, COUNTS.get(part.count, MANY))}"
     return text + (_distance(rng, part) if with_distance else "")
 
@@ -148,3 +151,10 @@ def _distance(rng: Generator, part: Part) -> str:
     if part.distance == "near" and not part.sound.texture and rng.random() < NEAR_SHARE:
         return f" {pick(rng, NEAR)}"
     return ""
+
+
+def scene_clip(seed: int, index: int, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene, str]:
+    """Scene number `index` of a seed, with its caption: the same whatever was rendered before."""
+    rng = np.random.default_rng((seed, index))
+    audio, scene = render_scene(rng, sounds, num_samples)
+    return audio, scene, caption(rng, scene)

@@ -13,10 +13,10 @@ import soundfile
 
 from ezaudio.data.journal import Journal
 from ezaudio.data.manifest import Row, write_manifest
-from ezaudio.data.synthesis.captions import caption
+from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.synthesis.primitives import SAMPLE_RATE, Audio, samples
 from ezaudio.data.synthesis.registry import Sound
-from ezaudio.data.synthesis.scenes import Scene, render_scene, solo
+from ezaudio.data.synthesis.scenes import solo
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import replace_file
 
@@ -25,13 +25,6 @@ BATCH = 16
 JOURNAL = "finished.jsonl"
 
 Progress = Callable[[int], object]
-
-
-def scene_clip(seed: int, index: int, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene, str]:
-    """Scene number `index` of a seed, with its caption: the same whatever was rendered before."""
-    rng = np.random.default_rng((seed, index))
-    audio, scene = render_scene(rng, sounds, num_samples)
-    return audio, scene, caption(rng, scene)
 
 
 def render_folder(
@@ -66,6 +59,7 @@ def render_folder(
         "format": audio_format,
         "split": split,
         "sounds": sorted(sound.name for sound in sounds),
+        "recorded": sorted(sound.name for sound in sounds if sound.recorded),
     }
     with Journal(folder / JOURNAL, settings) as journal:
         missing = [index for index in range(count) if str(index) not in journal]
@@ -88,19 +82,19 @@ def render_folder(
 
 
 def real_time_factors(sounds: Sequence[Sound], num_scenes: int, seed: int = 0) -> tuple[float, list[tuple[str, float]]]:
-    """Seconds of 10 s scenes rendered per second, and the same for one clip of 10 s of each kind, slowest first."""
+    """Seconds of sound rendered in a second of CPU time: scenes of 10 s, and clips of each kind, slowest first."""
     num_samples = samples(10.0)
     scene_clip(seed, 0, sounds, num_samples)  # the first one fills caches
-    begin = time.perf_counter()
+    begin = time.process_time()
     for index in range(num_scenes):
         scene_clip(seed, 1 + index, sounds, num_samples)
-    factor = 10.0 * num_scenes / (time.perf_counter() - begin)
+    factor = 10.0 * num_scenes / (time.process_time() - begin)
     kinds = []
     for sound in sounds:
         solo(np.random.default_rng(seed), sound, num_samples)
-        begin = time.perf_counter()
+        begin = time.process_time()
         solo(np.random.default_rng(seed), sound, num_samples)
-        kinds.append((sound.name, 10.0 / (time.perf_counter() - begin)))
+        kinds.append((sound.name, 10.0 / (time.process_time() - begin)))
     return factor, sorted(kinds, key=lambda kind: kind[1])
 
 

@@ -17,6 +17,7 @@ from ezaudio.data.synthesis.registry import sound
     "a knock at the door|knocking on wood",
     max_count=3,
     gap_s=(0.4, 1.0),
+    counted=False,
 )
 def knocking(rng: Generator, n: int) -> Audio:
     """Two to five knuckles on a hollow door."""

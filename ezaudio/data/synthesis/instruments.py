@@ -281,7 +281,7 @@ def cymbal(rng: Generator, n: int) -> Audio:
     wash = p.noise(rng, count, [(250, -20), (900, -8), (3500, -1), (7000, 0), (12000, -3)]) * p.decay(
         count, 0.55, 0.003
     )
-    metal = p.modes(count, [(f, rng.uniform(0.2, 0.8), 1) for f in rng.uniform(350, 9000, 30)])
+    metal = p.modes(count, [(f, rng.uniform(0.2, 0.8), 1) for f in rng.uniform(350, 9000, 20)])
     return (wash + p.normalize(metal, 0.8) * p.decay(count, 1.0)) * p.envelope(count, 0, 0.5)
 
 

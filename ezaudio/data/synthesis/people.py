@@ -85,10 +85,8 @@ def crowd(rng: Generator, n: int) -> Audio:
     audio = np.zeros(n, np.float32)
     for pitch_hz, tract in ((105.0, 1.0), (205.0, 1.17), (145.0, 1.06)):
         near = np.resize(speech(rng, n // 3 + 1, pitch_hz * rng.uniform(0.9, 1.1), tract), n)
-        for _ in range(4):
-            audio += p.low_pass(np.roll(near, int(rng.integers(n))), rng.uniform(900, 3500)) * np.float32(
-                rng.uniform(0.5, 1)
-            )
+        several = sum(np.roll(near, int(rng.integers(n))) * np.float32(rng.uniform(0.5, 1)) for _ in range(4))
+        audio += p.low_pass(np.asarray(several, np.float32), rng.uniform(1200, 3500))
     return audio + 0.05 * p.noise(rng, n, [(100, -10), (350, 0), (900, -6), (3000, -22)])
 
 
@@ -100,6 +98,7 @@ def crowd(rng: Generator, n: int) -> Audio:
     "laughter|a burst of laughter",
     max_count=3,
     gap_s=(0.2, 0.9),
+    counted=False,
 )
 def laughter(rng: Generator, n: int) -> Audio:
     """ "ha-ha-ha": five calls a second, each begun with breath, falling in pitch and level."""
@@ -130,6 +129,7 @@ def laughter(rng: Generator, n: int) -> Audio:
     "a cough|coughs|a coughing fit",
     max_count=5,
     gap_s=(0.05, 0.5),
+    counted=False,
 )
 def cough(rng: Generator, n: int) -> Audio:
     """The folds burst open (noise at once, all frequencies), then a hoarse short voice."""
@@ -308,7 +308,7 @@ def gravel(rng: Generator, n: int) -> Audio:
     "applause",
     "people",
     "an audience|people|a crowd",
-    "applaud|clap|clap and cheer",
+    "applaud|clap",
     "applause|a round of applause|clapping hands",
     texture=True,
 )

@@ -31,10 +31,11 @@ class Sound:
     """A kind of sound.
 
     `render` takes a generator and a number of samples. A texture (rain) fills all of them; otherwise it returns one
-    event (a bark) of its own length, at most as long. The level is free.
+    event (a bark) of its own length. The level is free.
 
-    `gap_s` is the silence between repeated events, `max_count` how often one may follow another, `outdoors` that no
-    room is put around it, `weight` its share of clips.
+    `gap_s` is the silence between repeated events, `max_count` how often one may follow another,
+    `counted` whether a caption may count them (an event of knocking is several knocks), `outdoors` that no
+    room is put around it, `weight` its share of clips, `recorded` that recordings are among its events.
     """
 
     name: str
@@ -44,8 +45,10 @@ class Sound:
     texture: bool = False
     gap_s: tuple[float, float] = (0.2, 1.0)
     max_count: int = 5
+    counted: bool = True
     outdoors: bool = False
     weight: float = 1.0
+    recorded: bool = False
 
     @property
     def phrases(self) -> tuple[str, ...]:
@@ -66,6 +69,7 @@ def sound(
     texture: bool = False,
     gap_s: tuple[float, float] = (0.2, 1.0),
     max_count: int = 5,
+    counted: bool = True,
     outdoors: bool = False,
     weight: float = 1.0,
 ) -> Callable[[Render], Render]:
@@ -75,7 +79,7 @@ def sound(
         assert name not in SOUNDS, name
         assert family in FAMILIES, family
         wording = Wording.parse(nouns, verbs, labels)
-        SOUNDS[name] = Sound(name, family, wording, render, texture, gap_s, max_count, outdoors, weight)
+        SOUNDS[name] = Sound(name, family, wording, render, texture, gap_s, max_count, counted, outdoors, weight)
         return render
 
     return register

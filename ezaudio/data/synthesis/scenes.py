@@ -17,6 +17,7 @@ PART_SHARES = (0.5, 0.35, 0.15)
 DISTANCE_SHARES = (0.62, 0.16, 0.22)
 SEQUENCE_SHARE = 0.4
 TEXTURE_S = 8.0
+CUT_FADE_S = 0.1
 FLOOR = 2e-4  # recordings are never digitally silent
 
 
@@ -61,23 +62,34 @@ def repeated(rng: Generator, sound: Sound, num_samples: int, count: int) -> tupl
     Returns:
         audio (T,), how many events there are (at least 1), the samples where the first begins and the last ends.
     """
-    events = [sound.render(rng, num_samples)]
+    events = [event(rng, sound, num_samples)]
     places = [0]
     varies = rng.random() < 0.6  # the same dog three times is alike, but not the same recording
     while len(events) < count:
-        event = sound.render(rng, num_samples) if varies else events[0]
+        following = event(rng, sound, num_samples) if varies else events[0]
         after = places[-1] + len(events[-1]) + p.samples(rng.uniform(*sound.gap_s))
         place = max(places[-1] + p.TICK, -(-after // p.TICK) * p.TICK)
-        if place + len(event) > num_samples:
+        if place + len(following) > num_samples:
             break
-        events.append(event)
+        events.append(following)
         places.append(place)
-    end = max(place + len(event) for place, event in zip(places, events, strict=True))
+    end = max(place + len(each) for place, each in zip(places, events, strict=True))
     first = int(rng.integers(0, max(0, num_samples - end) // p.TICK + 1)) * p.TICK
     audio = np.zeros(num_samples, np.float32)
-    for place, event in zip(places, events, strict=True):
-        p.add(audio, p.normalize(event, float(rng.uniform(0.75, 1.0))), first + place)
+    for place, each in zip(places, events, strict=True):
+        p.add(audio, p.normalize(each, float(rng.uniform(0.75, 1.0))), first + place)
     return audio, len(events), first, min(num_samples, first + end)
+
+
+def event(rng: Generator, sound: Sound, num_samples: int) -> Audio:
+    """One event, a longer one faded out at `num_samples`."""
+    audio = sound.render(rng, num_samples)
+    if len(audio) <= num_samples:
+        return audio
+    audio = audio[:num_samples].copy()
+    count = min(num_samples, p.samples(CUT_FADE_S))
+    audio[num_samples - count :] *= np.linspace(1, 0, count, dtype=np.float32)
+    return audio
 
 
 def texture(rng: Generator, sound: Sound, num_samples: int) -> Audio:
@@ -101,9 +113,9 @@ def solo(rng: Generator, sound: Sound, num_samples: int) -> Audio:
     audio = np.zeros(num_samples, np.float32)
     place = int(rng.integers(0, 15)) * p.TICK
     while place < num_samples:
-        event = p.normalize(sound.render(rng, num_samples), float(rng.uniform(0.7, 1.0)))
-        p.add(audio, event, place)
-        step = len(event) + p.samples(rng.uniform(*sound.gap_s))
+        each = p.normalize(sound.render(rng, num_samples), float(rng.uniform(0.7, 1.0)))
+        p.add(audio, each, place)
+        step = len(each) + p.samples(rng.uniform(*sound.gap_s))
         place += max(1, -(-step // p.TICK)) * p.TICK
     return audio
 
