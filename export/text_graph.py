@@ -1,8 +1,8 @@
 """The exported text encoder: FLAN-T5's encoder (T5 v1.1, Raffel et al. 2020), its products as `blocks.Product`.
 
 Only the weights are transformers'; the export compares its states with theirs. T5 does not scale its scores and its
-feed-forward output grows beyond what fp16 holds, so queries, keys, scores, that output and the residual stream are
-computed in float32 whatever the weights are stored in.
+feed-forward values grow beyond what fp16 holds, so queries, keys, scores, gated values, their product and the residual
+stream are computed in float32 whatever the weights are stored in.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class TextLayer(nn.Module):
         scores = torch.where(mask, q @ k.transpose(-1, -2) + position_bias, MASKED_SCORE)
         x = x + self.o((scores.softmax(dim=-1).to(v.dtype) @ v).transpose(1, 2).flatten(2))
         h = self.mlp_norm(x)
-        return x + self.wo(F.gelu(self.wi_0(h), approximate="tanh") * self.wi_1(h))
+        return x + self.wo(F.gelu(self.wi_0(h).float(), approximate="tanh") * self.wi_1(h))
 
 
 def relative_buckets(max_tokens: int) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -194,7 +195,7 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     if name not in ("auto", *BACKENDS):
         raise InputError(f"unknown backend {name!r}: expected auto, {', '.join(BACKENDS)}")
     if name == "auto":
-        chosen, passed = pick(survey(manifest))
+        chosen, passed = pick(examine(one, manifest) for one in BACKENDS)  # as far as needed: PyTorch loads slowly
         said = ", ".join(f"{status.name} ({status.reason})" for status in passed)
         logger.info("backend %s chosen%s", chosen.name, f"; passed over: {said}" if said else "")
         return chosen.name
@@ -210,7 +211,7 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     return name
 
 
-def pick(table: list[Status]) -> tuple[Status, list[Status]]:
+def pick(table: Iterable[Status]) -> tuple[Status, list[Status]]:
     """What `auto` takes, and the better ones it passes over. Raises InputError when nothing runs."""
     passed: list[Status] = []
     for status in (status for status in table if status.name in AUTO_ORDER):
@@ -265,15 +266,17 @@ def open_sessions(
     return GraphSessions(folder, manifest, threads, backend, low_memory)
 
 
-def open_clips(sessions: Graphs, conditioning: Conditioning, config: EzAudioConfig, low_memory: bool) -> Clips:
-    """What makes clips on sessions that `open_sessions` gave."""
-    if hasattr(sessions, "denoise"):
-        from ezaudio.runtime.clips import GraphByGraph
+def open_clips(
+    backend: str, sessions: Graphs, conditioning: Conditioning, config: EzAudioConfig, low_memory: bool
+) -> Clips:
+    """What makes clips on the sessions that `open_sessions` gave."""
+    if backend == "torch":
+        from ezaudio.runtime.torch_backend.clips import WholeClips
 
-        return GraphByGraph(sessions, conditioning, config, low_memory)  # type: ignore[arg-type]
-    from ezaudio.runtime.torch_backend.clips import WholeClips
+        return WholeClips(sessions, conditioning, config)  # type: ignore[arg-type]
+    from ezaudio.runtime.clips import GraphByGraph
 
-    return WholeClips(sessions, conditioning, config)  # type: ignore[arg-type]
+    return GraphByGraph(sessions, conditioning, config, low_memory)  # type: ignore[arg-type]
 
 
 def library_for(manifest: Manifest) -> str:

@@ -94,7 +94,7 @@ class TextToAudio:
         self._sessions = open_sessions(self.backend, folder, self.manifest, threads, low_memory, device)
         tokenizer = PromptTokenizer(folder / "spiece.model", self.config.text.max_tokens)
         self._conditioning = Conditioning(self._sessions, tokenizer)
-        self._clips = open_clips(self._sessions, self._conditioning, self.config, low_memory)
+        self._clips = open_clips(self.backend, self._sessions, self._conditioning, self.config, low_memory)
 
     @property
     def sample_rate(self) -> int:

@@ -166,7 +166,9 @@ def run_norms(width: int, dtype: torch.dtype, all_forms: bool = True) -> None:
 def run_rest() -> None:
     from ezaudio.kernels.geglu import geglu
     from ezaudio.kernels.sampler_step import philox_normal, sampler_step
+    from ezaudio.kernels.snake import snake
 
+    snake(torch.empty(BATCH, 128, 4800), torch.empty(128), torch.empty(128), torch.float16)
     out = geglu(torch.empty(BATCH, FRAMES, 8 * 1152, dtype=torch.bfloat16, requires_grad=True))
     out.backward(torch.empty_like(out))
     latent = torch.empty(BATCH, 128, FRAMES)

@@ -141,16 +141,14 @@ def test_an_overflow_that_is_not_repaired_is_refused_with_its_layer(
 
 
 def test_weights_beyond_fp16_are_repaired(debug_bundle: Path, tmp_path: Path) -> None:
-    """Of the text encoder, whose names the tracer made up: the layer is named by what was traced."""
-
     def change(model: ir.Model, name: str) -> None:
         if name == "text_encoder":
-            scaled(model, "val_58", 1e6)  # v
-            scaled(model, "val_82", 1e-6)  # o
+            scaled(model, "layers.0.v.weight", 1e6)
+            scaled(model, "layers.0.o.weight", 1e-6)
 
     manifest = retyped(changed(debug_bundle, tmp_path / "reference", change), tmp_path / "typed", "fp16")
     assert manifest.certificate is not None
-    assert {"val_58", "val_82"} <= {island.layer for island in manifest.certificate.islands}
+    assert {"layers.0.v.weight", "layers.0.o.weight"} <= {island.layer for island in manifest.certificate.islands}
 
 
 def test_a_dropped_island_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -115,6 +115,19 @@ def dropped_island(operator: str) -> Callable[[ir.Model], None]:
     return drop
 
 
+def narrowed(operator: str) -> Callable[[ir.Model], None]:
+    """An operator is put into half precision."""
+
+    def narrow(model: ir.Model) -> None:
+        node = node_of(model, operator)
+        cast = ir.node("Cast", [node.inputs[0]], {"to": int(ir.DataType.FLOAT16)})
+        cast.outputs[0].dtype = node.outputs[0].dtype = ir.DataType.FLOAT16
+        model.graph.insert_before(node, cast)
+        node.replace_input_with(0, cast.outputs[0])
+
+    return narrow
+
+
 def half_residual(model: ir.Model) -> None:
     """The first sum of two tensors that a Cast leads to."""
     for node in model.graph:
@@ -161,7 +174,7 @@ FAULTS: list[tuple[str, str, Callable[[ir.Model], None], str]] = [
     ("whole norms", "stash_type must be 1", half_statistics, "denoiser"),
     ("islands", "Softmax computes in half precision", dropped_island("Softmax"), "denoiser"),
     ("islands", "LayerNormalization computes in half", dropped_island("LayerNormalization"), "denoiser"),
-    ("islands", "Pow computes in half precision", dropped_island("Pow"), "text_encoder"),
+    ("islands", "Pow computes in half precision", narrowed("Pow"), "text_encoder"),
     ("islands", "'sum' computes in half precision", half_residual, "denoiser"),
     ("islands", "'final_linear.weight' computes in half", half_output_layer, "denoiser"),
     ("constants", "holds infinity or NaN", constant(float("-inf")), "denoiser"),

@@ -603,7 +603,7 @@ def test_a_defect_keeps_its_traceback(make, monkeypatch):
     def defect(*_: Any) -> None:
         raise RuntimeError("ours")
 
-    monkeypatch.setattr(TextToAudio, "_decode", defect)
+    monkeypatch.setattr(TextToAudio, "_make", defect)
     with pytest.raises(RuntimeError, match="ours"):
         make("rain")
     assert files() == []

@@ -10,17 +10,19 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from ezaudio import blocks
 from ezaudio.export.blocks import MLP, Block, CrossAttention, Norm, Product, SelfAttention
 from ezaudio.export.graphs import ConditionerGraph, ControlNetGraph, DenoiserGraph, ModulationGraph
+from ezaudio.export.vae_graphs import DecoderGraph, FoldedResidual, FoldedSnake
 from ezaudio.kernels import folded
 from ezaudio.kernels import reference as ops
 from ezaudio.kernels.geglu import geglu
 from ezaudio.kernels.modulation import modulation
 from ezaudio.kernels.sampler_step import philox_normal
 from ezaudio.kernels.sampler_step import sampler_step as fused_sampler_step
+from ezaudio.kernels.snake import snake
 from ezaudio.runtime.torch_backend.request import Draws, Given
 
 DRAWS_ON_DEVICE = True
@@ -180,6 +182,24 @@ def residuals(graph: ControlNetGraph, given: Given) -> Tensor:
     left = [*left[1:], tokens.added()]
     made = [linear(zero, x.to(zero.weight.dtype)) for zero, x in zip(graph.zeros, left, strict=True)]  # type: ignore[arg-type]
     return torch.stack(made) * given["conditioning_scale"]
+
+
+def decode(graph: DecoderGraph, latents: Tensor) -> Tensor:
+    """As `plain.decode`."""
+    return run_layers(graph.layers, latents)[:, 0]  # type: ignore[arg-type]
+
+
+def run_layers(layers: nn.Sequential, x: Tensor) -> Tensor:
+    """A part of the VAE, its snakes on the fused operator."""
+    modules: list[Any] = list(layers)
+    for layer, following in zip(modules, [*modules[1:], None], strict=True):
+        if isinstance(layer, FoldedSnake):  # always before a convolution
+            x = snake(x, layer.frequency.flatten(), layer.magnitude.flatten(), following.weight.dtype)
+        elif isinstance(layer, FoldedResidual):
+            x = x.float() + run_layers(layer.layers, x)
+        else:
+            x = run_layers(layer, x) if isinstance(layer, nn.Sequential) else layer(x)
+    return x
 
 
 def start(draws: Draws, shape: tuple[int, int, int]) -> Tensor:

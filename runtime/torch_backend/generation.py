@@ -14,7 +14,6 @@ import torch
 from torch import Tensor
 
 from ezaudio.config import VAEConfig
-from ezaudio.export.graphs import Graph
 from ezaudio.runtime.decoding import frame_bounds, part_bounds
 from ezaudio.runtime.torch_backend.request import Draws, Given, Shape
 
@@ -140,9 +139,9 @@ def _condition(network: Network, shape: Shape, x: Mapping[str, Tensor], prefix: 
 def decode(network: Network, latents: Tensor) -> Tensor:
     """Latents (1, C, L) → samples (1, L·hop), in parts where the clip is long."""
     vae, frames = network.vae, latents.shape[2]
-    decoder: Graph = network.graphs["decoder"]
-    parts = []
+    pieces = []
     for begin, end in part_bounds(frames * vae.hop, vae.sample_rate):
         first, last = frame_bounds(begin, end, frames, vae)
-        parts.append(decoder(latents[:, :, first:last])[:, begin - first * vae.hop : end - first * vae.hop])
-    return torch.cat(parts, dim=1).float()
+        decoded = network.parts.decode(network.graphs["decoder"], latents[:, :, first:last])
+        pieces.append(decoded[:, begin - first * vae.hop : end - first * vae.hop])
+    return torch.cat(pieces, dim=1).float()

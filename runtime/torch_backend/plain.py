@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from ezaudio.export.graphs import ConditionerGraph, ControlNetGraph, DenoiserGraph, ModulationGraph
+from ezaudio.export.vae_graphs import DecoderGraph
 from ezaudio.runtime.torch_backend.request import Draws, Given
 from ezaudio.sampling import guide, solver_step
 
@@ -31,6 +32,11 @@ def velocity(graph: DenoiserGraph, given: Given) -> tuple[Tensor, Tensor]:
 def residuals(graph: ControlNetGraph, given: Given) -> Tensor:
     """(blocks, R, L, D)."""
     return graph(*(given[spec.name] for spec in graph.inputs))
+
+
+def decode(graph: DecoderGraph, latents: Tensor) -> Tensor:
+    """Latents (1, C, L) → samples (1, L·hop)."""
+    return graph(latents)
 
 
 def start(draws: Draws, shape: tuple[int, int, int]) -> Tensor:

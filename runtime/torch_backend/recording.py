@@ -49,10 +49,14 @@ class Recording:
     Args:
         inputs: on the host; their shapes stay.
         num_steps: how often the function calls `after_step`.
+        stream: to warm up and record on, one for all: libraries keep a workspace for each.
         pool: of `torch.cuda.graph_pool_handle`, whose memory graphs share that never run at the same time.
     """
 
-    def __init__(self, function: Function, inputs: Tensors, num_steps: int, device: torch.device, pool: Any) -> None:
+    def __init__(
+        self, function: Function, inputs: Tensors, num_steps: int, stream: torch.cuda.Stream, pool: Any
+    ) -> None:
+        self.pool, device = pool, stream.device
         self._inputs = {
             name: torch.empty(value.shape, dtype=value.dtype, device=device) for name, value in inputs.items()
         }
@@ -60,7 +64,6 @@ class Recording:
         self._numbers = torch.arange(num_steps, dtype=torch.int32, device=device)
         self._reached = torch.full((1,), -1, dtype=torch.int32).pin_memory()
         self._load(inputs)
-        stream = torch.cuda.Stream(device)
         stream.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(stream):
             function(self._inputs, self._mark)  # outside the recording: kernels compile, libraries take their workspace

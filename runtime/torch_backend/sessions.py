@@ -10,19 +10,19 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.export.graphs import Graph
-from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.errors import BackendError, BundleError
 from ezaudio.runtime.tensor_spec import TensorSpec
 from ezaudio.runtime.torch_backend import generation, modules, plain
 from ezaudio.runtime.torch_backend.exact import exact
@@ -73,11 +73,12 @@ class TorchSessions:
         self.recorded = on_gpu if recorded is None else recorded
         if on_gpu and not self.fused:
             logger.warning("steps run on PyTorch's own operators, without the fused ones of Triton")
-        modules.place(graphs, self.device, dtype)
+        with _room("the model's weights"):
+            modules.place(graphs, self.device, dtype)
         self._graphs = graphs
         self._network = generation.Network(graphs, _parts(self.fused), config.vae)
         self._functions: OrderedDict[object, Direct | Recording] = OrderedDict()
-        self._pool: Any = None
+        self._stream = torch.cuda.Stream(self.device) if self.recorded else None
 
     def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
         """Inputs and outputs of a graph. Raises BundleError when there is no such graph."""
@@ -94,7 +95,7 @@ class TorchSessions:
         graph = self._graph(name)
         if name == "text_encoder":
             return self._encode(graph, inputs["input_ids"], inputs["attention_mask"])
-        with exact(), self._on_device():
+        with exact(), self._on_device(), _room(f"graph {name!r}"):
             outputs = graph(*(torch.from_numpy(np.array(inputs[spec.name])).to(self.device) for spec in graph.inputs))
         outputs = outputs if isinstance(outputs, tuple) else (outputs,)
         return {spec.name: output.float().cpu().numpy() for spec, output in zip(graph.outputs, outputs, strict=True)}
@@ -135,12 +136,13 @@ class TorchSessions:
         on_step_done: OnStepDone | None = None,
     ) -> dict[str, torch.Tensor]:
         """Run the function, recorded at the first call with this key; the least used recordings make way."""
-        with exact(), self._on_device():
+        with exact(), self._on_device(), _room("this length and batch"):
             if key in self._functions:
                 self._functions.move_to_end(key)
-            elif self.recorded:
-                self._pool = self._pool or torch.cuda.graph_pool_handle()
-                self._functions[key] = Recording(function, inputs, num_steps, self.device, self._pool)
+            elif self._stream is not None:
+                others = [one.pool for one in self._functions.values() if isinstance(one, Recording)]
+                pool = others[0] if others else torch.cuda.graph_pool_handle()
+                self._functions[key] = Recording(function, inputs, num_steps, self._stream, pool)
             else:
                 self._functions[key] = Direct(function, self.device)
             while len(self._functions) > MAX_RECORDINGS:
@@ -153,9 +155,18 @@ class TorchSessions:
     def release(self, name: str | None = None) -> None:
         """Give the memory of all recordings back; weights stay."""
         self._functions.clear()
-        self._pool = None
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _room(what: str) -> Iterator[None]:
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        reason = str(error).splitlines()[0]
+        fix = "close other programs, or use --precision fp16"
+        raise BackendError(f"no room on the GPU for {what} ({reason}): {fix}") from error
 
 
 def _parts(fused: bool) -> ModuleType:
