@@ -27,9 +27,8 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import torch
 from checkout import ROOT, use_checkout
@@ -40,8 +39,7 @@ from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
 from gpu_rig import GPU, REHEARSAL, Rig, hardware  # noqa: E402
 
 TOTAL_S = 470
-MARK, WHY = "gpu-row ", "gpu-failed "  # begin the lines of a section's output that are rows, or why it ended
-OVER = "not within its share"
+MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a section's output: rows, GPU, its end
 TESTS = (
     "adaln", "attention", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
 )  # fmt: skip
@@ -59,15 +57,14 @@ class Section:
 
 
 SECTIONS = (
-    Section("operators", ("G7", "G8"), "xl", 75),
+    Section("operators", ("G7", "G8"), "xl", 110),
     Section("clips", ("G1", "G2", "G3", "G6", "G10"), "xl", 110),
     Section("clips", ("G1", "G2", "G5", "G6"), "l", 70),
     Section("training", ("G9",), "l", 60),
-    Section("fidelity", ("G11",), "xl", 50),
-    Section("official", ("G4",), "xl", 50),
-    Section("operators", ("G7", "G8"), "l", 60),
-    Section("fidelity", ("G11",), "l", 40),
-    Section("compiled", ("G4",), "xl", 200),  # last: compiling may take all that is left
+    Section("fidelity", ("G11",), "xl", 45),
+    Section("official", ("G4",), "xl", 45),
+    Section("operators", ("G7", "G8"), "l", 70),
+    Section("compiled", ("G4",), "xl", 300),  # last: compiling may take all that is left
 )
 
 
@@ -94,6 +91,7 @@ def run_section(section: Section, rig: Rig, official: Path | None, emit: Emit) -
 def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
     """Run sections and print their rows as they are made."""
     facts = hardware(rig.device)
+    sys.stdout.write(FACTS + json.dumps(facts) + "\n")
 
     def emit(made: Row) -> None:
         sys.stdout.write(MARK + json.dumps(made | facts) + "\n")
@@ -105,12 +103,36 @@ def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
         except Exception as error:  # noqa: BLE001  told by the parent as the reason of rows that are missing
             traceback.print_exc()
             first = (str(error).strip().splitlines() or ["?"])[0][:200]
-            sys.stdout.write(f"{WHY}{type(error).__name__}: {first}\n")
+            sys.stdout.write(WHY + json.dumps(f"{type(error).__name__}: {first}") + "\n")
             sys.exit(1)
 
 
-def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> tuple[list[Row], str]:
-    """The rows of sections in a process of their own, and why it ended before its end, if it did."""
+@dataclass(slots=True)
+class Outcome:
+    """Of a process: its rows, what it ran on, and why it ended before its end, if it did."""
+
+    rows: list[Row] = field(default_factory=list)
+    facts: dict[str, str] = field(default_factory=dict)
+    reason: str = ""
+    late: bool = False
+
+    def take(self, line: str) -> None:
+        """A line of its output; what is none of ours is passed on."""
+        for mark in (MARK, FACTS, WHY):
+            if line.startswith(mark):
+                told_so = json.loads(line[len(mark) :])
+                if mark == MARK:
+                    self.rows.append(told_so)
+                elif mark == FACTS:
+                    self.facts = told_so
+                else:
+                    self.reason = told_so
+                return
+        sys.stderr.write(line)
+
+
+def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> Outcome:
+    """Sections in a process of their own, which gets so many seconds."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(map(str, numbers))]
     command += ["--dry-run"] if arguments.dry_run else []
     command += ["--official", str(arguments.official)] if arguments.official else []
@@ -118,32 +140,28 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> 
     if arguments.dry_run:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
-    rows: list[Row] = []
-    told_why: list[str] = []
+    outcome = Outcome()
 
     def read() -> None:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith(MARK):
-                rows.append(json.loads(line[len(MARK) :]))
-            elif line.startswith(WHY):
-                told_why.append(line[len(WHY) :].strip())
-            else:
-                sys.stderr.write(line)
+            outcome.take(line)
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
     try:
         status = process.wait(seconds)
-        reason = "" if status == 0 else f"the section ended with status {status}"
+        reader.join(10)
+        if status and not outcome.reason:
+            outcome.reason = f"the section ended with status {status}"
     except subprocess.TimeoutExpired:
-        reason = f"{OVER} of {seconds:.0f} s"
+        outcome.reason, outcome.late = f"not within its {seconds:.0f} s", True
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that compile for it
             process.wait()
-    reader.join(10)
-    return rows, told_why[0] if told_why else reason
+            reader.join(10)
+    return outcome
 
 
 def wanted(section: Section, only: set[str]) -> bool:
@@ -162,29 +180,25 @@ def planned(section: Section, only: set[str]) -> list[tuple[str, str, str]]:
     ]
 
 
-def measure_all(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
-    """Every section that is wanted, in turn, within the whole time."""
+def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row], dict[str, str]]:
+    """The rows of every section that is wanted, in turn, within the whole time; and what they were measured on."""
     deadline = time.monotonic() + arguments.seconds
-    scale = arguments.seconds / TOTAL_S
     rows: list[Row] = []
+    facts: dict[str, str] = {}
     for number, section in enumerate(SECTIONS):
         if not wanted(section, only):
             continue
         left = deadline - time.monotonic()
         print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
-        made, reason = (
-            start([number], arguments, min(section.seconds * scale, left)) if left > 5 else ([], "no time left")
-        )
-        made = [r for r in made if r["goal"] in only]
+        outcome = start([number], arguments, max(1.0, min(section.seconds * arguments.seconds / TOTAL_S, left)))
+        facts = outcome.facts or facts
+        made = [r for r in outcome.rows if r["goal"] in only]
         found = {(r["goal"], r["model"], r["what"]) for r in made}
-        facts = hardware() if reason else {}
-        for goal, model, what in planned(section, only):
-            if (goal, model, what) not in found:
-                failed = not reason.startswith(OVER)
-                made.append(row(goal, model, what, reason=reason or "the section made no row", failed=failed) | facts)
+        why = {"reason": outcome.reason or "the section made no row", "failed": not outcome.late}
+        made += [row(*plan, **why) | facts for plan in planned(section, only) if plan not in found]
         save(made, arguments.output)
         rows += made
-    return rows
+    return rows, facts
 
 
 def save(rows: list[Row], output: Path) -> None:
@@ -200,14 +214,12 @@ def rehearse(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
     for number, section in enumerate(SECTIONS):
         if wanted(section, only):
             kinds.setdefault(section.name, number)
-    rows, reason = start([*kinds.values()], arguments, arguments.seconds)
-    rows = [r for r in rows if r["goal"] in only]
+    outcome = start([*kinds.values()], arguments, arguments.seconds)
+    rows = [r for r in outcome.rows if r["goal"] in only]
     expected = {(goal, what) for number in kinds.values() for goal, _, what in planned(SECTIONS[number], only)}
     missing = expected - {(r["goal"], r["what"]) for r in rows}
-    return rows + [
-        row(goal, "debug", what, reason=reason or "the section made no row", failed=True)
-        for goal, what in sorted(missing)
-    ]
+    why = outcome.reason or "the section made no row"
+    return rows + [row(goal, "debug", what, reason=why, failed=True) for goal, what in sorted(missing)]
 
 
 def table(rows: list[Row]) -> str:
@@ -273,8 +285,7 @@ def main() -> int:
         print("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
         print(table(rows))
         return 0
-    rows = measure_all(arguments, only)
-    facts: dict[str, Any] = hardware()
+    rows, facts = measure_all(arguments, only)
     print(", ".join(f"{name} {value}" for name, value in facts.items()))
     print(table(rows))
     print(f"appended to {arguments.output}: send this file to the project, see docs/performance.md")

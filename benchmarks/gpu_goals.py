@@ -50,16 +50,11 @@ PLAN: list[tuple[str, str, str]] = [
         for operator in ("adaln-sola", "skip norm")
         for direction in ("forward", "both")
     ),
-    *(
-        ("G8", model, f"{operator}, {direction}")
-        for model in ("xl", "l")
-        for operator in ("self-attention", "cross-attention")
-        for direction in ("both", "forward")
-    ),
+    *(("G8", model, f"{kind}-attention, both") for model in ("xl", "l") for kind in ("self", "cross")),
+    *(("G8", "xl", f"{kind}-attention, forward") for kind in ("self", "cross")),
     *(("G9", "l", what) for what in ("time", "peak memory")),
     ("G10", "xl", "resident"),
-    *(("G11", model, precision) for model in ("xl", "l") for precision in ("fp16", "bf16")),
-    ("G11", "xl", "int8"),
+    *(("G11", "xl", precision) for precision in ("fp16", "bf16", "int8")),
 ]
 
 

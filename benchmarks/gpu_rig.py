@@ -10,8 +10,8 @@ import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,18 +130,6 @@ def product_call(rig: Rig) -> tuple[Callable[[], object], float]:
     for _ in range(3):
         call()
     return call, 10 * 2.0 * size**3
-
-
-@contextmanager
-def full_float32() -> Iterator[None]:
-    """float32 products and convolutions without TF32: what a reference is computed in."""
-    matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, cudnn.allow_tf32
-    try:
-        matmul.allow_tf32 = cudnn.allow_tf32 = False
-        yield
-    finally:
-        matmul.allow_tf32, cudnn.allow_tf32 = before
 
 
 def used_bytes(rig: Rig) -> int:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -214,13 +214,13 @@ def wrong(case: Case, device: str) -> list[str]:
     return bad
 
 
-def measure(case: Case, train: bool, rig: Rig, rivals: bool = True) -> dict[str, Any]:
-    """Milliseconds of every contender over the rounds, and ratios of rival to fused; without rivals fused alone."""
+def measure(case: Case, train: bool, rig: Rig, rivals: Collection[str] | None = None) -> dict[str, Any]:
+    """Milliseconds of fused and of every rival, or of those named, over the rounds; ratios of rival to fused."""
     inputs = {name: x.requires_grad_(train) for name, x in case.inputs(rig.device).items()}
     torch.compiler.reset()  # else what was compiled before counts towards the limit after which nothing is
-    contenders: dict[str, Operator] = {"fused": case.fused}
-    if rivals:
-        contenders |= {"eager": case.plain, "torch.compile": torch.compile(case.plain, **rig.compiler), **case.rivals}
+    others = {"eager": case.plain, "torch.compile": torch.compile(case.plain, **rig.compiler), **case.rivals}
+    named = others if rivals is None else {name: call for name, call in others.items() if name in rivals}
+    contenders: dict[str, Operator] = {"fused": case.fused, **named}
     cache, calls, refused = cold_cache(rig.device), {}, {}
     for name, operator in contenders.items():
         try:

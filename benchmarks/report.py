@@ -15,6 +15,7 @@ from typing import Any
 
 import click
 from chart import Bar, draw
+from gpu_goals import GOALS, PLAN, floor, told
 from measure import RESULTS, spread
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -326,6 +327,27 @@ def clips(results: Results) -> list[str]:
     return table(["model", "steps", "code", "clip of 10 s", "official ÷ this"], rows)
 
 
+def gpu_goals(results: Results) -> list[str]:
+    """Every row that a whole run of gpu.py makes: its newest figure, and what it was measured on."""
+    rows, machines = [], {}
+    for goal, model, what in PLAN:
+        row = results.newest("gpu", goal=goal, model=model, what=what)
+        figure = NOT_MEASURED
+        if row is not None:
+            machine = f"{row['gpu']}, driver {row['driver']}, CUDA {row['cuda']}, torch {row['torch']}"
+            machines[f"{machine}, triton {row['triton']}"] = None
+            figure = f"{told(row)}; {row['note']}" if row.get("value") else told(row)
+        about = GOALS[goal]
+        rows.append([goal, about.what, f"{model.upper()}, {what}", about.goal, about.stretch, figure])
+        rows[-1].append(floor(goal, model, what))
+    lines = table(["", "what", "of", "goal", "stretch", "measured", "floor"], rows)
+    return [
+        *lines,
+        "",
+        f"Measured on: {'; '.join(machines)}." if machines else "No run on a GPU has been recorded yet.",
+    ]
+
+
 def document(results: Results) -> list[str]:
     return [
         "## Goals on a CPU",
@@ -353,6 +375,10 @@ def document(results: Results) -> list[str]:
         "## Decoding",
         "",
         *decoding(results),
+        "",
+        "## Goals on one GPU",
+        "",
+        *gpu_goals(results),
     ]
 
 

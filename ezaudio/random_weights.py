@@ -17,17 +17,20 @@ from ezaudio.vae import SnakeBeta, WeightNormConv
 from ezaudio.weights import StateDict, load_weights
 
 
-def fill_randomly(module: nn.Module, seed: int, part: str) -> None:
-    """Values under which no block is an identity and signals keep their size through any number of blocks."""
-    generator = torch.Generator().manual_seed(zlib.crc32(f"{seed} {part}".encode()))
+def fill_randomly(module: nn.Module, seed: int, part: str, device: str = "cpu") -> None:
+    """Values under which no block is an identity and signals keep their size through any number of blocks.
+
+    device: where they are drawn, others on a GPU than on a CPU; a module on the meta device stays there.
+    """
+    generator = torch.Generator(device).manual_seed(zlib.crc32(f"{seed} {part}".encode()))
     state_dict: StateDict = {}
     for prefix, child in module.named_modules():
         for short, parameter in child.named_parameters(recurse=False):
             name = f"{prefix}.{short}" if prefix else short
             mean, std = _random_scale(child, name, parameter.shape)
-            state_dict[name] = torch.empty(parameter.shape).normal_(mean, std, generator=generator)
+            state_dict[name] = torch.empty(parameter.shape, device=device).normal_(mean, std, generator=generator)
         if isinstance(child, Rotary):
-            state_dict[f"{prefix}.inv_freq"] = Rotary(child.head_width).inv_freq
+            state_dict[f"{prefix}.inv_freq"] = Rotary(child.head_width).inv_freq.to(device)
     load_weights(module, state_dict, f"random weights, seed {seed}")
 
 

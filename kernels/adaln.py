@@ -114,19 +114,13 @@ def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> 
 
 def _backward(ctx: Any, dsum: Tensor, dout: Tensor) -> tuple[Tensor | None, ...]:
     total, update, gate, weight, bias, scale = ctx.saved_tensors
-    dx, dupdate, dweight, dbias, (dshift, dscale, dgate) = residual_norm_backward(
+    dx, dupdate, (dweight, dbias), (dshift, dscale, dgate) = residual_norm_backward(
         dsum.contiguous() if ctx.has_update else None, dout.contiguous(), total, update, gate, weight, bias, scale
     )
     if gate is None:
-        return (
-            dx,
-            dx.to(ctx.update_dtype) if ctx.has_update else None,
-            None,
-            dweight,
-            dbias,
-            *((None, None) if scale is None else (dshift, dscale)),
-        )
-    return dx, dupdate, dgate, dweight, dbias, *((None, None) if scale is None else (dshift, dscale))
+        dupdate, dgate = dx.to(ctx.update_dtype) if ctx.has_update else None, None
+    parameters = dweight.to(weight.dtype), dbias.to(bias.dtype)
+    return dx, dupdate, dgate, *parameters, *((None, None) if scale is None else (dshift, dscale))
 
 
 _residual_norm.register_autograd(_backward, setup_context=_setup)

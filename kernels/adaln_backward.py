@@ -8,8 +8,9 @@ The sums over rows that parameters need follow from S = Σ dh and A = Σ dh·x̂
 
     dshift = S     dscale = w·A + b·S     dw = Σ (1 + scale)·A     db = Σ (1 + scale)·S     (Σ over the batch)
 
-Each program adds up its own rows and writes S, A and dgate once; the second kernel adds the programs in a fixed order:
-no atomics, and two runs give the same bits. Statistics are computed again, since the row is in registers anyway.
+Each program adds up its own rows and writes S, A and dgate once; the second kernel adds the programs of a clip, and one
+sum the clips, in a fixed order: no atomics, and two runs give the same bits. Statistics are computed again, since the
+row is in registers anyway.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
 PARTIALS = 3  # S, A, dgate
-TILE = 4096  # values a program holds at once: 16 a thread
+TILE = 4096  # values a forward program holds at once: 16 a thread
 PROGRAMS = 256  # aimed at: two for each multiprocessor, while partial sums stay a few percent of the traffic
 
 
@@ -60,10 +61,11 @@ def _residual_norm_bwd_kernel(
         slope *= 1.0 + tl.load(scale_ptr + batch * scale_stride + column, mask=valid, other=0.0)
     if HAS_GATE:
         opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
-    total_s = tl.zeros([ROWS, BLOCK], tl.float32)
-    total_a = tl.zeros([ROWS, BLOCK], tl.float32)
-    total_gate = tl.zeros([ROWS, BLOCK], tl.float32)
-    for start in range(first, tl.minimum(first + rows_per_program, length), ROWS):
+    total_s = tl.zeros([BLOCK], tl.float32)
+    total_a = tl.zeros([BLOCK], tl.float32)
+    total_gate = tl.zeros([BLOCK], tl.float32)
+    # Two stages: the next rows are on their way while these wait for each other in the sums over the width.
+    for start in tl.range(first, tl.minimum(first + rows_per_program, length), ROWS, num_stages=2):
         row = start + tl.arange(0, ROWS)
         mask = (row < length)[:, None] & valid[None, :]
         offset = (batch * length + row)[:, None] * WIDTH + column[None, :]
@@ -73,8 +75,8 @@ def _residual_norm_bwd_kernel(
         centred = tl.where(mask, x - mean[:, None], 0.0)
         inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + EPS)
         normal = centred * inverse[:, None]
-        total_s += dout
-        total_a += dout * normal
+        total_s += tl.sum(dout, axis=0)
+        total_a += tl.sum(dout * normal, axis=0)
         slant = dout * slope[None, :]
         level = tl.sum(slant, axis=1) / WIDTH
         tilt = tl.sum(slant * normal, axis=1) / WIDTH
@@ -84,14 +86,14 @@ def _residual_norm_bwd_kernel(
         tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
         if HAS_GATE:
             update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-            total_gate -= tl.where(mask, dx * update, 0.0)
+            total_gate -= tl.sum(tl.where(mask, dx * update, 0.0), axis=0)
             dupdate = dx * opening[None, :]
             tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
     partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * 3 * WIDTH + column
-    tl.store(partial, tl.sum(total_s, axis=0), mask=valid)
-    tl.store(partial + WIDTH, tl.sum(total_a, axis=0), mask=valid)
+    tl.store(partial, total_s, mask=valid)
+    tl.store(partial + WIDTH, total_a, mask=valid)
     if HAS_GATE:
-        tl.store(partial + 2 * WIDTH, tl.sum(total_gate, axis=0), mask=valid)
+        tl.store(partial + 2 * WIDTH, total_gate, mask=valid)
 
 
 @triton.jit
@@ -100,8 +102,7 @@ def _residual_norm_reduce_kernel(
     weight_ptr: tl.pointer_type,  # (D,)
     bias_ptr: tl.pointer_type,  # (D,)
     scale_ptr: tl.pointer_type,  # (B, D) float32, rows scale_stride apart
-    dweight_ptr: tl.pointer_type,  # (D,)
-    dbias_ptr: tl.pointer_type,  # (D,)
+    parameter_ptr: tl.pointer_type,  # (2, B, D) float32: shares of dw and db
     dmodulation_ptr: tl.pointer_type,  # (3, B, D) float32: dshift, dscale, dgate
     batch: int,
     num_partials: int,
@@ -112,45 +113,50 @@ def _residual_norm_reduce_kernel(
     HAS_GATE: tl.constexpr,
     MODULATED: tl.constexpr,
 ) -> None:
+    item = tl.program_id(1).to(tl.int64)
     column = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     valid = column < WIDTH
-    weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    dweight = tl.zeros([BLOCK], tl.float32)
-    dbias = tl.zeros([BLOCK], tl.float32)
-    for item in range(batch):
-        total_s = tl.zeros([ROWS, BLOCK], tl.float32)
-        total_a = tl.zeros([ROWS, BLOCK], tl.float32)
-        total_gate = tl.zeros([ROWS, BLOCK], tl.float32)
-        for start in range(0, num_partials, ROWS):
-            row = start + tl.arange(0, ROWS)
-            mask = (row < num_partials)[:, None] & valid[None, :]
-            partial = partial_ptr + (item * num_partials + row)[:, None] * 3 * WIDTH + column[None, :]
-            total_s += tl.load(partial, mask=mask, other=0.0)
-            total_a += tl.load(partial + WIDTH, mask=mask, other=0.0)
-            if HAS_GATE:
-                total_gate += tl.load(partial + 2 * WIDTH, mask=mask, other=0.0)
-        s = tl.sum(total_s, axis=0)
-        a = tl.sum(total_a, axis=0)
-        target = dmodulation_ptr + item * WIDTH + column
-        if MODULATED:
-            tl.store(target, s, mask=valid)
-            tl.store(target + batch * WIDTH, weight * a + bias * s, mask=valid)
-            opening = 1.0 + tl.load(scale_ptr + item * scale_stride + column, mask=valid, other=0.0)
-            s *= opening
-            a *= opening
+    total_s = tl.zeros([ROWS, BLOCK], tl.float32)
+    total_a = tl.zeros([ROWS, BLOCK], tl.float32)
+    total_gate = tl.zeros([ROWS, BLOCK], tl.float32)
+    for start in range(0, num_partials, ROWS):
+        row = start + tl.arange(0, ROWS)
+        mask = (row < num_partials)[:, None] & valid[None, :]
+        partial = partial_ptr + (item * num_partials + row)[:, None] * 3 * WIDTH + column[None, :]
+        total_s += tl.load(partial, mask=mask, other=0.0)
+        total_a += tl.load(partial + WIDTH, mask=mask, other=0.0)
         if HAS_GATE:
-            tl.store(target + 2 * batch * WIDTH, tl.sum(total_gate, axis=0), mask=valid)
-        dweight += a
-        dbias += s
-    tl.store(dweight_ptr + column, narrow(dweight, dweight_ptr.dtype.element_ty), mask=valid)
-    tl.store(dbias_ptr + column, narrow(dbias, dbias_ptr.dtype.element_ty), mask=valid)
+            total_gate += tl.load(partial + 2 * WIDTH, mask=mask, other=0.0)
+    s = tl.sum(total_s, axis=0)
+    a = tl.sum(total_a, axis=0)
+    target = item * WIDTH + column
+    if MODULATED:
+        weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+        bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+        tl.store(dmodulation_ptr + target, s, mask=valid)
+        tl.store(dmodulation_ptr + batch * WIDTH + target, weight * a + bias * s, mask=valid)
+        opening = 1.0 + tl.load(scale_ptr + item * scale_stride + column, mask=valid, other=0.0)
+        s *= opening
+        a *= opening
+    if HAS_GATE:
+        tl.store(dmodulation_ptr + 2 * batch * WIDTH + target, tl.sum(total_gate, axis=0), mask=valid)
+    tl.store(parameter_ptr + target, a, mask=valid)
+    tl.store(parameter_ptr + batch * WIDTH + target, s, mask=valid)
 
 
 def tile_shape(width: int) -> tuple[int, int]:
     """(BLOCK, ROWS) of a tile whose rows are `width` values."""
     block = triton.next_power_of_2(width)
     return block, min(16, max(1, TILE // block))
+
+
+def backward_tile(width: int, dtype: torch.dtype) -> tuple[int, int, int]:
+    """(BLOCK, ROWS, warps) of backward: its warps span a row, 16 bytes a thread, so that rows add up inside of threads.
+
+    16 values a thread again: few enough for two programs to share a multiprocessor's registers.
+    """
+    block = triton.next_power_of_2(width)
+    return block, dtype.itemsize, min(16, max(1, block * dtype.itemsize // 512))
 
 
 def rows_per_program(batch: int, length: int, rows: int) -> int:
@@ -171,7 +177,7 @@ def batch_stride(*vectors: Tensor | None) -> int:
     "ezaudio::residual_norm_backward",
     mutates_args=(),
     schema="(Tensor? dsum, Tensor dout, Tensor total, Tensor? update, Tensor? gate, Tensor weight, Tensor bias,"
-    " Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
+    " Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor)",
 )
 def residual_norm_backward(
     dsum: Tensor | None,
@@ -182,27 +188,27 @@ def residual_norm_backward(
     weight: Tensor,
     bias: Tensor,
     scale: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Gradients of x and of the update (B, L, D), of weight and bias (2, D), of shift, scale and gate (3, B, D)."""
     batch, length, width = total.shape
-    block, rows = tile_shape(width)
+    block, rows, warps = backward_tile(width, total.dtype)
     per_program = rows_per_program(batch, length, rows)
     programs = triton.cdiv(length, per_program)
-    dx, dupdate, dweight, dbias, dmodulation = _residual_norm_backward_fake(
-        dsum, dout, total, update, gate, weight, bias, scale
-    )
+    dx, dupdate, _, dmodulation = _residual_norm_backward_fake(dsum, dout, total, update, gate, weight, bias, scale)
+    parameters = torch.empty_like(dmodulation[:2])
     partial = total.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
     flags = {"HAS_GATE": gate is not None, "MODULATED": scale is not None}
     _residual_norm_bwd_kernel[(programs, batch)](
         dsum, dout, total, update, gate, weight, scale, dx, dupdate, partial,
         length, batch_stride(gate), batch_stride(scale), per_program,
         WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=dsum is not None, **flags,
-        num_warps=8,
+        num_warps=warps,
     )  # fmt: skip
-    _residual_norm_reduce_kernel[(triton.cdiv(width, 32),)](
-        partial, weight, bias, scale, dweight, dbias, dmodulation, batch, programs, batch_stride(scale),
+    _residual_norm_reduce_kernel[(triton.cdiv(width, 32), batch)](
+        partial, weight, bias, scale, parameters, dmodulation, batch, programs, batch_stride(scale),
         WIDTH=width, BLOCK=32, ROWS=32, **flags, num_warps=4,
     )  # fmt: skip
-    return dx, dupdate, dweight, dbias, dmodulation
+    return dx, dupdate, parameters.sum(1), dmodulation
 
 
 @residual_norm_backward.register_fake
@@ -215,12 +221,11 @@ def _residual_norm_backward_fake(
     weight: Tensor,
     bias: Tensor,
     scale: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, _, width = total.shape
     return (
         total.new_empty(total.shape),
         total.new_empty((0,)) if update is None or gate is None else update.new_empty(update.shape),
-        weight.new_empty(weight.shape),
-        bias.new_empty(bias.shape),
+        total.new_empty((2, width), dtype=torch.float32),
         total.new_empty((3, batch, width), dtype=torch.float32),
     )

@@ -20,7 +20,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels.adaln_backward import batch_stride, rows_per_program, tile_shape
+from ezaudio.kernels.adaln_backward import backward_tile, batch_stride, rows_per_program, tile_shape
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
@@ -108,6 +108,7 @@ def _skip_norm_bwd_kernel(
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
+    STAGES: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
 ) -> None:
     batch = tl.program_id(1).to(tl.int64)
@@ -124,7 +125,8 @@ def _skip_norm_bwd_kernel(
     db_skip = tl.zeros([BLOCK], tl.float32)
     dw_skip = tl.zeros([BLOCK], tl.float32)
     total_gate = tl.zeros([BLOCK], tl.float32)
-    for start in range(first, tl.minimum(first + rows_per_program, length), ROWS):
+    # The next rows are on their way while these wait for each other in the sums over the width.
+    for start in tl.range(first, tl.minimum(first + rows_per_program, length), ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
         mask = (row < length)[:, None] & valid[None, :]
         token = (batch * length + row)[:, None] * WIDTH
@@ -196,14 +198,16 @@ def _skip_norm_backward(
     dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, width = x.shape
-    block, rows = tile_shape(2 * width)
+    block, rows, warps = backward_tile(width, x.dtype)
+    rows //= 2  # each has two halves
     per_program = rows_per_program(batch, length, rows)
     programs = triton.cdiv(length, per_program)
     dx, dupdate, dskip, _ = _skip_norm_backward_fake(dout, x, update, gate, skip, weight)
     partial = x.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
     _skip_norm_bwd_kernel[(programs, batch)](
         dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, batch_stride(gate), per_program,
-        WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+        WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS, STAGES=2 if x.dtype == torch.float32 else 3,
+        HAS_UPDATE=update is not None, num_warps=warps,
     )  # fmt: skip
     return dx, dupdate, dskip, partial.sum(1)
 

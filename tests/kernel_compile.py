@@ -88,6 +88,7 @@ def run_operators() -> None:
     run_attention(1152, torch.float32)
     run_norms(1152, torch.bfloat16)
     run_norms(1024, torch.float32, all_forms=False)
+    run_norms(1024, torch.bfloat16, all_forms=False)
     run_folded(1152, torch.bfloat16)
     run_folded(1024, torch.float16)
     run_rest()
@@ -208,6 +209,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
+        "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
     }
 

@@ -277,6 +277,7 @@ def fixture_rows() -> list[dict[str, Any]]:
     """Of every benchmark, as the scripts write them."""
     spread = {"median": 2.0, "p20": 1.9, "p80": 2.1}
     machine = {"hardware": "CPU, 2 cores", "versions": {"onnxruntime": "1.32.0", "torch": "2.13.0"}}
+    device = {"gpu": "H200", "driver": "1", "cuda": "13.0", "torch": "2.13.0", "triton": "3.7.1"}
     model = {"model": "l", "duration_s": 10.0}
     sides = ("official fp32", "plain fp32", "ours fp32", "ours int8")
     times = (8.0, 7.0, 5.0, 2.0)
@@ -313,6 +314,9 @@ def fixture_rows() -> list[dict[str, Any]]:
         {"benchmark": "memory", "case": "low_memory", **model, "precision": "int8", "peak_memory_mib": 1500.0}
         | {"peak_over_weights": 1.15},
         {"benchmark": "cold_start", "seconds": dict.fromkeys(("import", "help", "sound"), spread)},
+        {"benchmark": "gpu", "goal": "G1", "model": "xl", "what": "loop", "unit": "share", "note": "300 ms", **device}
+        | {"value": {"median": 0.5, "p20": 0.49, "p80": 0.51}},
+        {"benchmark": "gpu", "goal": "G2", "model": "xl", "what": "loop", "failed": True, "reason": "broke", **device},
     ]
 
 
@@ -350,6 +354,10 @@ def test_report_tells_what_was_measured(tree: Path) -> None:
         "C9": "not measured",
     }.items():
         assert f"| {value} |" in measured[name]
+    assert "| XL, loop | 45 % | 60 % | 50.0% (49.0% to 51.0%); 300 ms | 1.573 TFLOP a step |" in page
+    assert "| XL, loop | 60 % | 70 % | failed: broke | 12.59 TFLOP a step |" in page
+    assert "| L, loop | 45 % | 60 % | not measured | 1.078 TFLOP a step |" in page
+    assert "Measured on: H200, driver 1, CUDA 13.0, torch 2.13.0, triton 3.7.1." in page
     chart = (tree / "docs" / "performance.svg").read_text("utf-8")
     for factor in ("1.14×", "1.4×", "2.5×", "25×"):
         assert f">{factor}</text>" in chart

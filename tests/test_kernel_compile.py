@@ -14,6 +14,9 @@ import pytest
 SCRIPT = Path(__file__).parent / "kernel_compile.py"
 SHARED_LIMIT = {80: 166_912, 90: 232_448, 120: 101_376}  # bytes a block may have
 PRODUCTS = ("_attention_fwd_kernel", "_attention_bwd_dq_kernel", "_attention_bwd_dkv_kernel")
+BANDWIDTH_BOUND = {
+    f"_{name}_{way}_kernel" for name in ("residual_norm", "skip_norm", "geglu") for way in ("fwd", "bwd")
+}
 
 
 @pytest.mark.slow
@@ -34,6 +37,8 @@ def test_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert row["spilled_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED_LIMIT[capability], row
         assert row["atomics"] == 0, row
+        if row["kernel"] in BANDWIDTH_BOUND:
+            assert row["scalar_loads"] == 0, row  # every load is of 16 bytes
         if row["kernel"] in PRODUCTS and ("*bf16" in row["dtypes"] or "*fp16" in row["dtypes"]):
             # on sm_90 the warpgroup products of Hopper, elsewhere those of a warp
             assert row["wgmma" if capability == 90 else "mma"] > 0, row

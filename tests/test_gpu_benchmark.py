@@ -1,0 +1,151 @@
+"""`benchmarks/gpu.py` without a GPU: its rehearsal, what it says, and that a section's failure stays its own."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ezaudio.config import preset
+from ezaudio.dit import MaskDiT
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = ROOT / "benchmarks" / "gpu.py"
+NOT_NEEDED = (
+    "click", "diffusers", "einops", "huggingface_hub", "onnx", "onnxruntime", "safetensors", "scipy", "sentencepiece",
+    "soundfile", "tokenizers", "tqdm", "transformers",
+)  # fmt: skip
+
+pytestmark = pytest.mark.skipif(torch.cuda.is_available(), reason="what is tested is a machine without a GPU")
+
+
+@pytest.fixture
+def gpu(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script as a module, forgotten afterwards with those beside it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    yield importlib.import_module("gpu")
+    for name in set(sys.modules) - before:
+        if (ROOT / "benchmarks" / f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """As on a machine that has PyTorch, Triton and NumPy alone."""
+    for name in NOT_NEEDED:
+        (tmp_path / f"{name}.py").write_text(f"raise ImportError('{name} is not to be used')\n")
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    command = [sys.executable, SCRIPT, *arguments, "--output", tmp_path / "rows.jsonl"]
+    return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+
+
+def test_without_a_gpu_it_prints_the_floors(tmp_path: Path) -> None:
+    found = run(tmp_path, "--only", "G1,G7,G9")
+    assert found.returncode == 0, found.stderr
+    assert "nothing is measured" in found.stdout
+    assert "XL    loop                       not measured: no GPU; floor 1.573 TFLOP a step" in found.stdout
+    assert "XL    adaln-sola, forward        not measured: no GPU; floor 74 MB" in found.stdout
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+def test_goals_are_checked(tmp_path: Path) -> None:
+    found = run(tmp_path, "--only", "G1,G99")
+    assert found.returncode == 2
+    assert "unknown goals G99: expected some of G1, G2" in found.stderr
+
+
+@pytest.mark.slow
+def test_every_section_can_be_rehearsed(tmp_path: Path) -> None:
+    found = run(tmp_path, "--dry-run")
+    assert found.returncode == 0, found.stdout + found.stderr
+    assert "failed" not in found.stdout
+    assert "nothing is measured and nothing saved" in found.stdout
+    told = found.stdout.split()
+    assert {f"G{n}" for n in range(1, 12)} <= set(told)
+    assert not (tmp_path / "rows.jsonl").exists()
+
+
+@pytest.mark.parametrize("model", ["debug", "l", "xl"])
+def test_flops_are_those_pytorch_counts(gpu: ModuleType, model: str) -> None:
+    step_flops, config = sys.modules["gpu_goals"].step_flops, preset(model)
+    with torch.device("meta"):
+        dit = MaskDiT(config.dit)
+        latents = torch.empty(2, config.dit.latent_channels, 50)
+        context, mask = torch.empty(2, 10, config.text.width), torch.ones(2, 10, dtype=torch.bool)
+        with torch.no_grad(), FlopCounterMode(display=False) as counted:
+            dit(latents, torch.empty(2), context, mask)
+    assert counted.get_total_flops() == step_flops(config, rows=2, frames=50, tokens=10)
+
+
+def arguments(gpu: ModuleType, output: Path, **changes: Any) -> argparse.Namespace:
+    return argparse.Namespace(dry_run=True, official=None, seconds=gpu.TOTAL_S, output=output, **changes)
+
+
+def test_a_section_that_takes_too_long_is_ended(gpu: ModuleType, tmp_path: Path) -> None:
+    outcome = gpu.start([0], arguments(gpu, tmp_path), seconds=0.1)
+    assert outcome.late
+    assert outcome.reason == "not within its 0 s"
+    assert outcome.rows == []
+
+
+def test_what_is_missing_is_said_and_what_was_measured_is_kept(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spread = {"median": 0.5, "p20": 0.4, "p80": 0.6}
+    measured = gpu.row("G1", "xl", "loop", value=spread, unit="share", note="")
+
+    def start(numbers: list[int], *_: Any) -> Any:
+        section = gpu.SECTIONS[numbers[0]]
+        if section.name == "clips":
+            late = section.model == "xl"
+            return SimpleNamespace(
+                rows=[measured] if late else [], facts={"gpu": "H200"}, late=late, reason="broke" * (not late)
+            )
+        raise AssertionError(section)
+
+    monkeypatch.setattr(gpu, "start", start)
+    rows, facts = gpu.measure_all(arguments(gpu, tmp_path / "rows.jsonl"), {"G1", "G2"})
+    saved = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
+    assert saved == rows
+    told = {(row["goal"], row["model"]): gpu.told(row) for row in rows}
+    assert told == {
+        ("G1", "xl"): "50.0% (40.0% to 60.0%)",
+        ("G2", "xl"): "not measured: the section made no row",
+        ("G1", "l"): "failed: broke",
+        ("G2", "l"): "failed: broke",
+    }
+    assert facts["gpu"] == "H200"
+    assert all(row["gpu"] == "H200" for row in rows[1:])
+    table = gpu.table(rows)
+    assert "XL    loop                       50.0% (40.0% to 60.0%)" in table
+    assert "goal 45 % (stretch 60 %)" in table
+
+
+def test_why_a_section_ended_reaches_its_rows(gpu: ModuleType) -> None:
+    outcome = gpu.Outcome()
+    outcome.take(gpu.FACTS + '{"gpu": "H200"}\n')
+    outcome.take(gpu.WHY + '"RuntimeError: out of memory"\n')
+    outcome.take(gpu.MARK + '{"goal": "G1"}\n')
+    assert (outcome.facts, outcome.rows) == ({"gpu": "H200"}, [{"goal": "G1"}])
+    assert outcome.reason == "RuntimeError: out of memory"
+
+
+def test_every_planned_row_has_one_section(gpu: ModuleType) -> None:
+    planned = [plan for section in gpu.SECTIONS for plan in gpu.planned(section, set(gpu.GOALS))]
+    assert sorted(planned) == sorted(gpu.PLAN)
+    assert {goal for goal, _, _ in gpu.PLAN} == set(gpu.GOALS)
+
+
+def test_tests_that_run_natively_exist(gpu: ModuleType) -> None:
+    assert all((ROOT / "tests" / f"test_kernel_{name}.py").is_file() for name in gpu.TESTS)
