@@ -20,5 +20,6 @@ setup(
         "ezaudio.runtime.engines",
         "ezaudio.runtime.torch_backend",
         "ezaudio.training",
+        "ezaudio.training.nano",
     ],
 )

@@ -179,7 +179,7 @@ class VariantDiT(MaskDiT):
         zeroed += [self.model.time_ada] if hasattr(self.model, "time_ada") else []
         for block in self.model.all_blocks():
             assert isinstance(block, VariantBlock)
-            zeroed.append(block.cross_attn.get_submodule("proj"))  # type: ignore[arg-type]
+            zeroed.append(block.cross_attn.get_submodule("proj"))
             zeroed += [] if block.modulation is None else [block.modulation]
         for layer in zeroed:
             nn.init.zeros_(layer.weight)

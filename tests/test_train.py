@@ -39,6 +39,7 @@ from ezaudio.training.latent_diffusion import (
     start_controlnet,
     start_cross_attention,
 )
+from ezaudio.training.nano.vae import initialize
 from ezaudio.training.settings import (
     RUNS,
     STAGES,
@@ -49,7 +50,6 @@ from ezaudio.training.settings import (
     changed,
 )
 from ezaudio.training.trainer import Numbers, Trainer
-from ezaudio.training.vae import initialize
 from ezaudio.vae import AutoencoderOobleck
 
 RATE = 24000

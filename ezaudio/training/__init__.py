@@ -1,1 +1,1 @@
-"""Training of the packaged model: autoencoder, latents, text-conditioned diffusion."""
+"""Training: a loop for every task, the paper's stages, ControlNet and autoencoder; `nano` has the packaged model."""

@@ -8,7 +8,7 @@ from dataclasses import replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -51,7 +51,7 @@ A run's folder holds checkpoints/, metrics.jsonl, loss.png, samples/ and tensorb
 Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted.
 """
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+Function = Callable[..., Any]
 
 
 @click.group(cls=Group, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -66,7 +66,7 @@ def main() -> None:
 
 def options(*added: Callable[[Function], Function]) -> Callable[[Function], Function]:
     """What every kind of training takes, then `added`. The presets' values are those of the paper or the release."""
-    common = (
+    common: tuple[Callable[[Function], Function], ...] = (
         click.argument("run", type=click.Path(path_type=Path, file_okay=False)),
         click.option(
             "--data",
@@ -214,7 +214,7 @@ def nano(
     """
     import torch
 
-    from ezaudio.training.nano import STAGES, train_nano
+    from ezaudio.training.nano.recipe import STAGES, train_nano
 
     if threads:
         torch.set_num_threads(threads)

@@ -319,5 +319,5 @@ class _WithoutText(MaskDiT):
         nn.Module.__init__(self)
         self.config, self.inner = dit.config, dit
 
-    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None, *given: Any) -> Tensor:  # type: ignore[override]
+    def forward(self, x: Tensor, timesteps: Tensor, context: Tensor | None, *given: Any) -> Tensor:
         return self.inner(x, timesteps, None, None, *given[1:])

@@ -15,12 +15,19 @@ from ezaudio.config import DEBUG
 from ezaudio.data.clips import all_sounds
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.runtime.solvers import alphas_cumprod
-from ezaudio.training import nano
-from ezaudio.training import vae as vae_training
-from ezaudio.training.diffusion import TextToLatents, draw_batch, pretrain_text, start_as_pass_through, velocity_loss
-from ezaudio.training.latents import LatentBank, encode_bank
-from ezaudio.training.state import TrainState, weights
-from ezaudio.training.vae import draw_audio, initialize, loss_terms, scale_latents, signal_to_error_db
+from ezaudio.training.checkpoint import weights
+from ezaudio.training.nano import recipe as nano
+from ezaudio.training.nano import vae as vae_training
+from ezaudio.training.nano.diffusion import (
+    TextToLatents,
+    draw_batch,
+    pretrain_text,
+    start_as_pass_through,
+    velocity_loss,
+)
+from ezaudio.training.nano.latents import LatentBank, encode_bank
+from ezaudio.training.nano.state import TrainState
+from ezaudio.training.nano.vae import draw_audio, initialize, loss_terms, scale_latents, signal_to_error_db
 from ezaudio.vae import AutoencoderOobleck
 
 SOUNDS = all_sounds(None)[:20]

@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from ezaudio.data.clips import render
 from ezaudio.data.synthesis import Sound
-from ezaudio.training.state import save_atomic
+from ezaudio.training.checkpoint import save_atomic
 from ezaudio.vae import AutoencoderOobleck
 
 CLIP_FRAMES = 256

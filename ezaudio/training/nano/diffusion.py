@@ -20,8 +20,9 @@ from ezaudio.data.synthesis import Sound
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.solvers import alphas_cumprod
 from ezaudio.text import PAD_TOKEN, build_text_encoder, encode_text
-from ezaudio.training.latents import LatentBank
-from ezaudio.training.state import Arrays, TrainState
+from ezaudio.training.checkpoint import Arrays
+from ezaudio.training.nano.latents import LatentBank
+from ezaudio.training.nano.state import TrainState
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel

@@ -21,10 +21,10 @@ from ezaudio.data.clips import all_sounds
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.runtime.errors import InputError
-from ezaudio.training.diffusion import train_diffusion
-from ezaudio.training.latents import encode_bank
-from ezaudio.training.state import Arrays, save_atomic
-from ezaudio.training.vae import refine_decoder, train_vae
+from ezaudio.training.checkpoint import Arrays, save_atomic
+from ezaudio.training.nano.diffusion import train_diffusion
+from ezaudio.training.nano.latents import encode_bank
+from ezaudio.training.nano.vae import refine_decoder, train_vae
 from ezaudio.vae import AutoencoderOobleck
 
 STAGES = ("vae", "decoder", "latents", "dit")

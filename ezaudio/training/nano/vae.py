@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ezaudio.config import VAEConfig
 from ezaudio.data.clips import draw_sound, render
 from ezaudio.data.synthesis import Sound
-from ezaudio.training.state import TrainState
+from ezaudio.training.nano.state import TrainState
 from ezaudio.vae import AutoencoderOobleck, DecoderBlock, EncoderBlock, ResidualUnit, SnakeBeta, WeightNormConv
 
 WINDOWS = (2048, 512, 128)
