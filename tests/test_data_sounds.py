@@ -222,9 +222,11 @@ def test_a_killed_rendering_loses_nothing(tmp_path: Path) -> None:
         assert (broken / path.name).read_bytes() == path.read_bytes(), path.name
     first = sorted(kept)[0]
     assert (broken / first).stat().st_mtime_ns == kept[first]
+    (broken / first).unlink()
     more = render_folder(broken, ALL, 42, seed=5, duration_s=1.0)
     manifest = read_manifest(more)
     assert len(manifest) == 42
+    assert (broken / first).read_bytes() == (whole / first).read_bytes()
     assert soundfile.info(manifest.path_of(manifest.rows[41])).frames == RATE
     with pytest.raises(InputError, match=r"other settings \(seed\)"):
         render_folder(broken, ALL, 60, seed=6, duration_s=1.0)
