@@ -171,6 +171,8 @@ def test_captions_say_count_order_and_distance() -> None:
     assert "a dog barks three times, followed by thunder rumbling" in turns
     assert "first a dog barks three times, then thunder rolls" in turns
     assert any(text.startswith("dogs bark") for text in turns)
+    events = many_captions(scenes.Scene((part("dog", 1), part("church bell", 1)), False, "outdoors"))
+    assert not any(f" {word} " in text for text in events for word in ("while", "as", "over"))
     knocks = many_captions(scenes.Scene((part("knocking", 2),), False, "small room"))  # each of several blows
     assert not any("twice" in text or "two times" in text for text in knocks)
     for name, count in (("twice", together), ("three times", turns)):
