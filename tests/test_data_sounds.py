@@ -98,6 +98,12 @@ def test_a_long_event_is_faded_out_where_its_time_ends() -> None:
     assert len(scenes.event(np.random.default_rng(0), SOUNDS["wolf"], 5 * RATE)) > 2 * RATE
 
 
+@pytest.mark.parametrize("name", ["clock", "smoke alarm", "wind chimes", "sewing machine", "typing"])
+def test_a_short_stretch_of_a_texture_is_not_silent(name: str) -> None:
+    for seed in range(10):
+        assert np.abs(scenes.texture(np.random.default_rng(seed), SOUNDS[name], 12000)).max() > scenes.SILENT
+
+
 def test_scenes_are_mixed_as_their_labels_say() -> None:
     drawn = random_scenes(40)
     for audio, scene, _ in drawn:
