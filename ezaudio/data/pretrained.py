@@ -10,7 +10,7 @@ from ezaudio.runtime.errors import BundleError
 def load_pretrained(model_class: Any, processor_class: Any, name: str, **settings: Any) -> tuple[Any, Any]:
     """The model in eval mode on the GPU, if there is one, and its processor.
 
-    Of a repository that has a pickle only, such as laion/larger_clap_general, transformers takes the Hub's converted copy.
+    Where a repository has a pickle only (laion/larger_clap_general), transformers takes the Hub's converted copy.
 
     Raises:
         BundleError: no such model, no network, or files that do not fit the class.

@@ -15,7 +15,9 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ezaudio.checkpoints import ModelSource
-from ezaudio.data.audio import normalize_peak, read_crop
+from ezaudio.data.audio import Audio, normalize_peak, read_crop
 from ezaudio.data.dataset import SkipReport, epoch_order
 from ezaudio.data.manifest import Manifest
 from ezaudio.runtime.errors import BundleError, InputError
@@ -38,6 +40,7 @@ from ezaudio.weights import first_line, read_json
 
 INDEX = "index.json"
 FORMAT = 1
+READERS = 4  # threads: decoding and resampling leave the interpreter to others
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,26 +125,24 @@ class _Encoder:
         kept: list[int] = []
         problems: list[tuple[str, str]] = []
         lengths = [0]
-        for start in range(0, len(rows), batch_size):
-            clips = []
-            batch = rows[start : start + batch_size]
-            for row in batch:
-                path = manifest.path_of(manifest.rows[row])
-                rng = np.random.default_rng((self.settings.seed, 0, row))
-                try:
-                    clips.append(normalize_peak(read_crop(path, rng, self.num_samples, self.sample_rate)))
-                except InputError as error:
-                    problems.append((str(path), str(error)))
-                    continue
-                kept.append(row)
-                text = self._text(manifest.rows[row].caption)
-                parts["text"].append(text)
-                lengths.append(len(text))
-            if clips:
-                mean, std = self.vae.encode_moments(torch.from_numpy(np.stack(clips))[:, None].to(self.device))
-                parts["mean"].append(mean.half().cpu())
-                parts["std"].append(std.half().cpu())
-            progress(len(batch))
+        with ThreadPoolExecutor(READERS) as pool:
+            for start in range(0, len(rows), batch_size):
+                batch = rows[start : start + batch_size]
+                clips = []
+                for row, audio in zip(batch, pool.map(partial(self._read, manifest), batch), strict=True):
+                    if isinstance(audio, InputError):
+                        problems.append((str(manifest.path_of(manifest.rows[row])), str(audio)))
+                        continue
+                    clips.append(audio)
+                    kept.append(row)
+                    text = self._text(manifest.rows[row].caption)
+                    parts["text"].append(text)
+                    lengths.append(len(text))
+                if clips:
+                    mean, std = self.vae.encode_moments(torch.from_numpy(np.stack(clips))[:, None].to(self.device))
+                    parts["mean"].append(mean.half().cpu())
+                    parts["std"].append(std.half().cpu())
+                progress(len(batch))
         shape = (0, self.channels, self.num_frames)
         tensors = {
             "mean": torch.cat(parts["mean"] or [torch.zeros(shape, dtype=torch.float16)]),
@@ -151,6 +152,14 @@ class _Encoder:
             "rows": torch.tensor(kept, dtype=torch.int64),
         }
         return tensors, [manifest.rows[row].caption for row in kept], problems
+
+    def _read(self, manifest: Manifest, row: int) -> Audio | InputError:
+        rng = np.random.default_rng((self.settings.seed, 0, row))
+        try:
+            audio = read_crop(manifest.path_of(manifest.rows[row]), rng, self.num_samples, self.sample_rate)
+        except InputError as error:
+            return error
+        return normalize_peak(audio)
 
     def _text(self, caption: str) -> Tensor:
         """States (S, D) or ids (S,) of one caption. One at a time: padding would change the states' last bits."""

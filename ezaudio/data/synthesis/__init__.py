@@ -10,7 +10,9 @@ from ezaudio.data.synthesis import (  # noqa: F401  imported so that they regist
     nature,
     people,
     signals,
+    tools,
     vehicles,
+    voices,
 )
 from ezaudio.data.synthesis.registry import FAMILIES, SOUNDS, Sound
 

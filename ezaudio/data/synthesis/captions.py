@@ -70,22 +70,28 @@ def together(rng: Generator, parts: Sequence[Part]) -> str:
     front, back = parts[0], parts[1]
     if len(parts) == 2:
         forms = [
-            lambda: f"{_sentence(rng, front)} while {_sentence(rng, back)}",
-            lambda: f"{_sentence(rng, front)} as {_sentence(rng, back)}",
             lambda: f"{_sentence(rng, front)} and {_sentence(rng, back)}",
-            lambda: f"{_noun(rng, back)} with {_noun(rng, front)}",
             lambda: f"{_noun(rng, front)} and {_noun(rng, back)}",
-            lambda: f"{_noun(rng, front)} {'over' if back.sound.texture else 'and'} {_noun(rng, back)}",
-            lambda: f"{_noun(rng, front)} with {_noun(rng, back, False)} in the background",
+            lambda: f"{_noun(rng, back)} with {_noun(rng, front)}",
         ]
+        if back.sound.texture:  # two events are rarely heard at once
+            forms += [
+                lambda: f"{_sentence(rng, front)} while {_sentence(rng, back)}",
+                lambda: f"{_sentence(rng, front)} as {_sentence(rng, back)}",
+                lambda: f"{_noun(rng, front)} over {_noun(rng, back)}",
+                lambda: f"{_noun(rng, front)} with {_noun(rng, back, False)} in the background",
+            ]
         return pick(rng, forms)()
     last = parts[2]
     forms = [
-        lambda: f"{_sentence(rng, front)} while {_sentence(rng, back)} and {_sentence(rng, last)}",
         lambda: f"{_sentence(rng, front)}, {_sentence(rng, back)} and {_sentence(rng, last)}",
         lambda: f"{_noun(rng, front)}, {_noun(rng, back)} and {_noun(rng, last)}",
-        lambda: f"{_noun(rng, front)} and {_noun(rng, back)} with {_noun(rng, last, False)} in the background",
     ]
+    if last.sound.texture:
+        forms += [
+            lambda: f"{_sentence(rng, front)} and {_sentence(rng, back)} while {_sentence(rng, last)}",
+            lambda: f"{_noun(rng, front)} and {_noun(rng, back)} with {_noun(rng, last, False)} in the background",
+        ]
     return pick(rng, forms)()
 
 

@@ -62,14 +62,18 @@ def render_folder(
         "recorded": sorted(sound.name for sound in sounds if sound.recorded),
     }
     with Journal(folder / JOURNAL, settings) as journal:
-        missing = [index for index in range(count) if str(index) not in journal]
+        missing = [
+            index
+            for index in range(count)
+            if str(index) not in journal or not (folder / _file_name(index, audio_format)).is_file()
+        ]
         progress(count - len(missing))
         for start in range(0, len(missing), BATCH):
             batch = missing[start : start + BATCH]
             records = []
             for index in batch:
                 audio, scene, text = scene_clip(seed, index, sounds, samples(duration_s))
-                name = f"{index:07d}.{audio_format}"
+                name = _file_name(index, audio_format)
                 replace_file(folder / name, _encoded(audio, audio_format))
                 events = json.dumps(scene.labels())
                 records.append({"key": str(index), "audio_path": name, "caption": text, "events": events})
@@ -96,6 +100,10 @@ def real_time_factors(sounds: Sequence[Sound], num_scenes: int, seed: int = 0) -
         solo(np.random.default_rng(seed), sound, num_samples)
         kinds.append((sound.name, 10.0 / (time.process_time() - begin)))
     return factor, sorted(kinds, key=lambda kind: kind[1])
+
+
+def _file_name(index: int, audio_format: str) -> str:
+    return f"{index:07d}.{audio_format}"
 
 
 def _encoded(audio: Audio, audio_format: str) -> bytes:

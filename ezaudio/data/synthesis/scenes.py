@@ -17,6 +17,7 @@ PART_SHARES = (0.5, 0.35, 0.15)
 DISTANCE_SHARES = (0.62, 0.16, 0.22)
 SEQUENCE_SHARE = 0.4
 TEXTURE_S = 8.0
+SILENT = 0.1  # peaks of audible textures measure at least 0.2, of silent stretches at most 0.05
 CUT_FADE_S = 0.1
 FLOOR = 2e-4  # recordings are never digitally silent
 
@@ -93,13 +94,15 @@ def event(rng: Generator, sound: Sound, num_samples: int) -> Audio:
 
 
 def texture(rng: Generator, sound: Sound, num_samples: int) -> Audio:
-    """A stretch of a texture in which it can be heard: of a few at random the loudest, where it is a short one.
+    """A stretch of a texture in which it can be heard.
 
-    A clock of two seconds can fall between two ticks, and a caption must not name what is not there.
+    A second of a clock can fall between two ticks, and a caption must not name what is not there: then the loudest of a
+    few stretches of a longer rendering is taken.
     """
+    audio = sound.render(rng, num_samples)
     whole = p.samples(TEXTURE_S)
-    if num_samples >= whole:
-        return sound.render(rng, num_samples)
+    if num_samples >= whole or float(np.abs(audio).max()) > SILENT:
+        return audio
     audio = sound.render(rng, whole)
     starts = rng.integers(0, (whole - num_samples) // p.TICK + 1, 8) * p.TICK
     stretches = [audio[start : start + num_samples] for start in starts]
