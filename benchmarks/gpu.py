@@ -41,7 +41,7 @@ from gpu_rig import GPU, REHEARSAL, Rig, hardware  # noqa: E402
 TOTAL_S = 470
 MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a section's output: rows, GPU, its end
 TESTS = (
-    "adaln", "attention", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
+    "adaln", "attention", "folded", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
 )  # fmt: skip
 Emit = Callable[[Row], None]
 

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import click
 import torch
-from models import PROMPT
 from torch import Tensor, nn
 
 from ezaudio.config import DiTConfig
@@ -119,6 +118,7 @@ class Official:
     ) -> Callable[[], NDArray[np.float32]]:
         """Its whole `inference` of one prompt without noise in the steps → samples (T,)."""
         from diffusers import DDIMScheduler
+        from models import PROMPT
 
         inference = self._find("src.inference", "inference")
         encoder, defaults = self.source.text_encoder(), self.source.config.defaults

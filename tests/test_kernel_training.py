@@ -1,6 +1,6 @@
 """Training on the fused operators goes where plain PyTorch's goes: a larger model on a GPU, a tiny one elsewhere.
 
-The interpreter takes half a second a step, so there a usual run stops after 25 of the 200 steps:
+The interpreter takes half a second a step, so there a usual run stops after 12 of the 200 steps:
 
     EZAUDIO_TRAINING_STEPS=200 pytest tests/test_kernel_training.py
 """
@@ -17,7 +17,7 @@ from ezaudio.config import DiTConfig
 from ezaudio.random_weights import fill_randomly
 
 ON_GPU = DEVICE == "cuda"
-STEPS = int(os.environ.get("EZAUDIO_TRAINING_STEPS", 200 if ON_GPU else 25))
+STEPS = int(os.environ.get("EZAUDIO_TRAINING_STEPS", 200 if ON_GPU else 12))
 TINY = DiTConfig(
     latent_channels=4, width=16, depth=2, num_heads=1, context_width=8, adaln_rank=2, adaln_alpha=2, mlp_ratio=2.0
 )
@@ -64,7 +64,7 @@ def deviation(history: list[float], expected: list[float], window: int = 1) -> f
 @pytest.mark.skipif(ON_GPU, reason="the tiny model, for the interpreter")
 def test_losses_are_those_of_plain_pytorch() -> None:
     plain, fused = (losses(TINY, fuse, batch=1, frames=8, steps=STEPS) for fuse in (False, True))
-    assert sum(plain[-WINDOW:]) < 0.8 * sum(plain[:WINDOW])
+    assert sum(plain[-4:]) < 0.8 * sum(plain[:4])
     assert deviation(fused, plain) < 1e-4  # measured over 200 steps: 3.4e-6
 
 
@@ -72,10 +72,10 @@ def test_losses_are_those_of_plain_pytorch() -> None:
 @pytest.mark.skipif(ON_GPU, reason="the tiny model, for the interpreter")
 def test_autocast_strays_no_further_than_pytorchs() -> None:
     exact, eager, fused = (
-        losses(TINY, fuse, batch=1, frames=8, steps=8, autocast=autocast)
+        losses(TINY, fuse, batch=1, frames=8, steps=4, autocast=autocast)
         for fuse, autocast in ((False, False), (False, True), (True, True))
     )
-    assert deviation(fused, exact) <= 2 * deviation(eager, exact)  # measured: 0.031 and 0.051
+    assert deviation(fused, exact) <= 2 * deviation(eager, exact)  # measured: 0.019 and 0.034
 
 
 @pytest.mark.gpu
