@@ -302,6 +302,30 @@ def test_a_killed_run_loses_at_most_the_last_interval(data: Path, tmp_path: Path
     assert checkpoints.read_checkpoint(checkpoints.stored_checkpoints(tmp_path)[-1]).step == last
 
 
+def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+    launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
+    given = ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ezaudio.training", "stage1"]
+    arguments = [sys.executable, *launch, *given, *command(data, tmp_path, "--steps", "2", "-q")]
+    environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr[-2000:]
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    assert [row["step"] for row in rows] == [2]  # one process tells, not both
+    stored = checkpoints.read_checkpoint(checkpoints.stored_checkpoints(tmp_path)[-1])
+    assert stored.step == 2
+    assert load_file(tmp_path / "dit.safetensors").keys() == stored.parts["average"].keys()
+
+
+def test_half_precision_trains_as_single(data: Path, tmp_path: Path) -> None:
+    losses = {}
+    for precision in ("fp32", "bf16"):
+        trainer = train("stage2", settings(num_steps=3, precision=precision), data, tmp_path / precision)
+        losses[precision] = [row["velocity"] for row in read_metrics(tmp_path / precision / "metrics.jsonl")]
+        assert {value.dtype for value in trainer.task.networks["dit"].parameters()} == {torch.float32}
+    assert losses["bf16"] != losses["fp32"]
+    assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)  # 3e-3
+
+
 def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path) -> None:
     run = runner("ezaudio-train")
     few = ("--steps", "2", "-q")
@@ -345,7 +369,10 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     )
     other = command(shards, tmp_path / "other", "--steps", "1")
     other[other.index("debug")] = "nano"
-    fails(runner("ezaudio-train")("stage1", *other), "are of model 'debug' with 8 channels, not of 'nano'")
+    fails(
+        runner("ezaudio-train")("stage1", *other),
+        "have 8 channels (they are of random weights, seed 0), 'nano' has 160",
+    )
 
 
 def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:

@@ -325,11 +325,16 @@ def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, A
 
 
 def check_shards(index: dict[str, Any], source: ModelSource, folder: Path) -> None:
-    """Raises InputError when shards were made with another model's encoders."""
-    if (index.get("model"), index.get("channels")) != (source.config.name, source.config.vae.latent_channels):
+    """Raises InputError when shards cannot be of the model's autoencoder, and warns when they may be of another."""
+    made_by, channels = index.get("model"), index.get("channels")
+    if channels != source.config.vae.latent_channels:
         raise InputError(
-            f"the shards at '{folder}' are of model {index.get('model')!r} with {index.get('channels')} channels, not "
-            f"of {source.config.name!r}: make them with ezaudio-data latents --model {source.config.name}"
+            f"the shards at '{folder}' have {channels} channels (they are of {made_by}), {source.config.name!r} has "
+            f"{source.config.vae.latent_channels}: make them with ezaudio-data latents --model {source.config.name}"
+        )
+    if made_by != source.origin:
+        logging.warning(
+            "the shards are of %s, the model is %s: the autoencoder must be the same", made_by, source.origin
         )
 
 
