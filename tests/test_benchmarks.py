@@ -14,7 +14,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("cold_start", "denoiser", "memory", "official", "report", "sampling", "sounds", "vae")
+SCRIPTS = ("architectures", "cold_start", "denoiser", "memory", "official", "report", "sampling", "sounds", "vae")
 SHORT = ("--duration", "0.5")
 
 # A checkout of the official code in all that the benchmarks call, around our own modules.
@@ -130,6 +130,18 @@ def test_help_teaches(name: str) -> None:
     result = run(name, "--help")
     assert result.exit_code == 0
     assert f"python benchmarks/{name}.py" in result.stdout
+
+
+def test_an_architecture_is_trained_in_a_process_of_its_own(tmp_path: Path) -> None:
+    architectures, measure = importlib.import_module("architectures"), importlib.import_module("measure")
+    architectures.prepare(tmp_path, clips=16)
+    given = {"steps": 20, "width": 32, "depth": 2, "batch": 2}
+    row = measure.in_child("architectures", "train", name="pixart-dit", work=str(tmp_path), **given)
+    assert row["losses"][-1][0] == 20
+    assert 0 < row["final_loss"] < 10
+    assert row["training_memory_mib"] > 0
+    config = architectures.small(architectures.PRESETS["nano"], 32, 2)
+    assert row["parameters"] == architectures.count("pixart-dit", config)
 
 
 @pytest.fixture
