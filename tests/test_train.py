@@ -152,10 +152,10 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(kind: str, data: Path
 
 @pytest.mark.parametrize("kind", ["stage1", "stage2", "stage3"])
 def test_four_clips_are_learnt(kind: str, data: Path, tmp_path: Path) -> None:
-    run = settings(num_steps=70, schedule=Schedule(5e-3, warmup_steps=10), save_every=1000, ema_decay=0.9)
+    run = settings(num_steps=120, schedule=Schedule(5e-3, warmup_steps=10), save_every=1000, log_every=2, ema_decay=0.9)
     train(kind, run, data, tmp_path)
     losses = [row["velocity"] for row in read_metrics(tmp_path / "metrics.jsonl")]
-    first, last = np.mean(losses[:10]), np.mean(losses[-20:])
+    first, last = np.mean(losses[:5]), np.mean(losses[-10:])
     assert last < 0.75 * first  # 0.4 to 0.6 of it
 
 
