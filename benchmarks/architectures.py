@@ -9,7 +9,6 @@ text states, made once and kept in --work. Whatever comes out is the result.
 
 from __future__ import annotations
 
-import resource
 import sys
 import time
 from dataclasses import replace
@@ -25,6 +24,7 @@ from ezaudio.config import PRESETS, DiTConfig, EzAudioConfig
 from ezaudio.variants import VARIANTS, build_variant
 
 FRAMES, RATE = 64, 25  # of a clip, and of nano's latents a second
+CLEAR_PEAK = Path("/proc/self/clear_refs")
 FIGURE = Path(__file__).resolve().parents[1] / "docs" / "architectures.png"
 
 
@@ -65,7 +65,7 @@ def train(name: str, work: str, steps: int, width: int, depth: int, batch: int) 
     source = open_source("nano")
     tokenizer = Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
     encoders = Encoders(source.config, source.vae(), source.text_encoder(), tokenizer)
-    before = peak_mib()
+    before = forget_peak()
     torch.manual_seed(0)
     dit = build_variant(name, small(source.config, width, depth))
     run = RunSettings(
@@ -96,11 +96,20 @@ def train(name: str, work: str, steps: int, width: int, depth: int, batch: int) 
     }
 
 
+def forget_peak() -> float:
+    """Start a new peak; returns what is in use now, in MiB."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return torch.cuda.memory_allocated() / 2**20
+    CLEAR_PEAK.write_text("5")  # proc(5): the resident set's high-water mark becomes what it is
+    return peak_mib()
+
+
 def peak_mib() -> float:
     """Of the GPU's memory where there is one, else of the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return measure.peak_memory_mib() or 0.0
 
 
 @click.command(help=__doc__)

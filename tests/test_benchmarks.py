@@ -139,7 +139,7 @@ def test_an_architecture_is_trained_in_a_process_of_its_own(tmp_path: Path) -> N
     row = measure.in_child("architectures", "train", name="pixart-dit", work=str(tmp_path), **given)
     assert row["losses"][-1][0] == 20
     assert 0 < row["final_loss"] < 10
-    assert row["training_memory_mib"] >= 0  # a model this small needs less than loading the encoders did
+    assert row["training_memory_mib"] > 0
     config = architectures.small(architectures.PRESETS["nano"], 32, 2)
     assert row["parameters"] == architectures.count("pixart-dit", config)
 
