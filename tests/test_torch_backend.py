@@ -26,7 +26,7 @@ from ezaudio.runtime.torch_backend.sessions import TorchSessions
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-no_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="what it replaces is here")
+no_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="stands in for a GPU where there is none")
 
 CONTROL = np.sin(np.arange(24000, dtype=np.float32) / 20)
 CASES: dict[str, dict[str, Any]] = {

@@ -259,6 +259,8 @@ def test_other_settings_are_refused_and_free_ones_taken(data: Path, tmp_path: Pa
     train("stage1", settings(num_steps=2), data, tmp_path)
     with pytest.raises(InputError, match=r"begun with batch_size 4, now 2: give the same again"):
         train("stage1", settings(num_steps=4, batch_size=2), data, tmp_path)
+    with pytest.raises(InputError, match=r"begun with stage \{'name': 'stage1'.*, now \{'name': 'stage3'"):
+        train("stage3", settings(num_steps=4), data, tmp_path)
     assert train("stage1", settings(num_steps=3, keep=1), data, tmp_path).step == 3
     assert len(checkpoints.stored_checkpoints(tmp_path)) == 1
 
@@ -390,6 +392,20 @@ def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:
         fails(run("stage1", *command(data, tmp_path / "a", *few, "--fused")), "--fused needs a GPU")
         fails(run("stage1", *command(data, tmp_path / "a", *few, "--precision", "fp16")), "fp16 training needs a GPU")
     assert not (tmp_path / "a").exists()
+
+
+def test_a_loss_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path) -> None:
+    run = settings(num_steps=4, log_every=100, save_every=1)
+    trainer = Trainer(task_of("stage1", run, data), run, tmp_path, quiet=True)
+    dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
+
+    def spoil(batch: Any) -> None:
+        if trainer.step == 2:
+            batch.audio.fill_(float("nan"))
+
+    with pytest.raises(InputError, match="loss 'velocity' is nan at step 3: lower the learning rate"):
+        trainer.train(dataset, collate, spoil)
+    assert [path.name for path in checkpoints.stored_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
 def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:

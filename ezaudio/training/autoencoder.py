@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,6 +46,7 @@ class AutoencoderTask:
         on_publish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.weights = losses or AutoencoderLosses()
+        self.settings = {"task": "autoencoder", "losses": asdict(self.weights)}
         self.networks: dict[str, nn.Module] = {
             "vae": vae.requires_grad_(True),
             "discriminators": Discriminators(self.weights.judged_windows, self.weights.filters),

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 NEEDED = ("torch", "accelerate", "transformers", "safetensors", "tokenizers", "scipy")
 PROMPTS = ("a dog barking", "rain falling on a roof", "church bells ringing", "a man speaks, followed by applause")
-FOLDER_HELP = "its checkpoints, logs, sounds and result"
 
 HELP = """Train EzAudio from sound files with captions.
 

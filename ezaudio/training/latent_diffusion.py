@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -135,6 +135,7 @@ class LatentDiffusionTask:
         on_publish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.encoders, self.stage, self.prompts, self.clip_s = encoders, stage, tuple(prompts), clip_s
+        self.settings = {"task": "diffusion", "stage": asdict(stage)}
         self.networks: dict[str, nn.Module] = {"dit": dit.requires_grad_(True)}
         self.schedules = {"dit": schedule}
         self.sample_rate = encoders.config.vae.sample_rate
@@ -191,6 +192,7 @@ class ControlNetTask:
         on_publish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.encoders, self.dit, self.stage = encoders, dit.eval().requires_grad_(False), stage
+        self.settings = {"task": "controlnet", "stage": asdict(stage)}
         self.networks: dict[str, nn.Module] = {"controlnet": controlnet.requires_grad_(True)}
         self.schedules = {"controlnet": schedule}
         self.sample_rate = encoders.config.vae.sample_rate

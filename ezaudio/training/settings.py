@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, get_args
 
 from ezaudio.runtime.errors import InputError
@@ -195,13 +195,13 @@ def changed(run: RunSettings, given: dict[str, Any]) -> RunSettings:
 FREE = frozenset(("num_steps", "log_every", "save_every", "sample_every", "keep", "gradient_checkpointing", "fused"))
 
 
-def check_same(stored: dict[str, Any], run: RunSettings) -> None:
+def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:
     """Raises InputError when a stopped run had other settings, those in `FREE` aside: it could not go on exactly."""
-    present = _plain(asdict(run))
+    present = _plain(settings)
     differing = [
-        f"{f.name} {stored.get(f.name)!r}, now {present[f.name]!r}"
-        for f in fields(run)
-        if f.name not in FREE and stored.get(f.name) != present[f.name]
+        f"{name} {stored.get(name)!r}, now {present.get(name)!r}"
+        for name in dict.fromkeys((*present, *stored))
+        if name not in FREE and stored.get(name) != present.get(name)
     ]
     if differing:
         raise InputError(f"the run was begun with {'; '.join(differing)}: give the same again, or name another folder")
@@ -211,4 +211,4 @@ def _plain(value: Any) -> Any:
     """As JSON gives it back."""
     if isinstance(value, dict):
         return {key: _plain(item) for key, item in value.items()}
-    return list(value) if isinstance(value, tuple) else value
+    return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value

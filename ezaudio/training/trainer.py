@@ -42,15 +42,17 @@ class Losses(NamedTuple):
 
 
 class Task(Protocol):
-    """What is trained. Networks without a schedule of their own are the task's business.
+    """What is trained.
 
     Attributes:
+        settings: what else than the run's settings decides the result; a run goes on with the same ones only.
         networks: those that are trained, by name.
         schedules: the learning rate of each.
         averaged: the one whose average is kept and published.
         sample_rate: of the sounds that `listen` gives.
     """
 
+    settings: dict[str, Any]
     networks: dict[str, nn.Module]
     schedules: dict[str, Schedule]
     averaged: str
@@ -157,9 +159,14 @@ class Trainer:
                     terms = self._one_step(batches, on_batch)
                     self.step += 1
                     bar.update()
-                    if journal is not None and (self._due(self.run.log_every) or self.step == self.run.num_steps):
-                        self._log(journal, bar, terms, time.perf_counter() - start)
-                    if self._due(self.run.save_every) or self.step == self.run.num_steps:
+                    logged, saved = (
+                        self._due(every) or self.step == self.run.num_steps
+                        for every in (self.run.log_every, self.run.save_every)
+                    )
+                    values = self._checked(terms) if logged or saved else {}
+                    if journal is not None and logged:
+                        self._log(journal, bar, values, time.perf_counter() - start)
+                    if saved:
                         self.save()
                     if journal is not None and self.run.sample_every and self._due(self.run.sample_every):
                         self._listen(journal)
@@ -220,7 +227,8 @@ class Trainer:
         numbers = [name for name, value in own.items() if value.is_floating_point()]
         torch._foreach_lerp_([self.average[n] for n in numbers], [own[n].detach() for n in numbers], 1 - decay)
 
-    def _log(self, journal: Journal, bar: tqdm, terms: dict[str, Tensor], step_s: float) -> None:
+    def _checked(self, terms: dict[str, Tensor]) -> dict[str, float]:
+        """Raises InputError for a loss that is not finite, so that no checkpoint of such a step is written."""
         values = {name: float(value.detach()) for name, value in terms.items()}
         bad = [name for name, value in values.items() if not np.isfinite(value)]
         if bad:
@@ -228,6 +236,9 @@ class Trainer:
                 f"loss {bad[0]!r} is {values[bad[0]]} at step {self.step}: lower the learning rate; the last "
                 "checkpoint is from before"
             )
+        return values
+
+    def _log(self, journal: Journal, bar: tqdm, values: dict[str, float], step_s: float) -> None:
         rate = self.task.schedules[self.task.averaged].rate(self.step - 1)
         clips_per_s = self.run.batch_size / step_s
         journal.add(self.step, {**values, "learning_rate": rate, "step_s": step_s, "clips_per_s": clips_per_s})
@@ -252,7 +263,7 @@ class Trainer:
             parts[name] = checkpoints.weights(network)
             parts[f"{name}.optimizer"] = checkpoints.optimizer_state(network, self._optimizers[name])
         scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler is not None else {}
-        stored = Checkpoint(self.step, asdict(self.run), scaler, parts)
+        stored = Checkpoint(self.step, asdict(self.run) | self.task.settings, scaler, parts)
         checkpoints.save_checkpoint(self.folder, stored, self.run.keep)
 
     def _resume(self) -> None:
@@ -260,7 +271,7 @@ class Trainer:
         if not found:
             return
         stored = checkpoints.read_checkpoint(found[-1])
-        check_same(stored.settings, self.run)
+        check_same(stored.settings, asdict(self.run) | self.task.settings)
         for name, network in self.task.networks.items():
             where = f"the checkpoint '{found[-1]}'"
             checkpoints.take_weights(network, stored.parts.get(name, {}), where)
