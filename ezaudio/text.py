@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from ezaudio.config import TextConfig
 
 if TYPE_CHECKING:
+    from tokenizers import Tokenizer
     from transformers import T5EncoderModel
 
 PAD_TOKEN, END_TOKEN = 0, 1
@@ -37,6 +40,13 @@ def build_text_encoder(config: TextConfig) -> T5EncoderModel:
     )
     settings._attn_implementation = "eager"
     return T5EncoderModel(settings)
+
+
+def tokenize(tokenizer: Tokenizer, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Token ids padded to the longest caption, and the mask of valid ones: (B, S) each."""
+    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(list(captions))]
+    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN)
+    return ids, torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
 
 
 def encode_text(encoder: T5EncoderModel, input_ids: Tensor, attention_mask: Tensor) -> Tensor:

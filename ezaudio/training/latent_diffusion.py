@@ -21,7 +21,7 @@ from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.noise import PhiloxNoise
 from ezaudio.runtime.solvers import alphas_cumprod, solver_plan
 from ezaudio.sampling import Condition, sample
-from ezaudio.text import PAD_TOKEN, encode_text
+from ezaudio.text import encode_text, tokenize
 from ezaudio.training.losses import add_noise, min_snr_weights, velocity_loss
 from ezaudio.training.masks import generation_mask, span_mask, uniform
 from ezaudio.training.settings import ControlNetStage, DiffusionStage, Schedule
@@ -106,9 +106,7 @@ class Encoders(nn.Module):
         """Text states (B, S, D_text) and their mask (B, S)."""
         assert self.text_encoder is not None
         assert self.tokenizer is not None
-        rows = [torch.tensor(encoding.ids) for encoding in self.tokenizer.encode_batch(list(captions))]
-        ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN)
-        mask = torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
+        ids, mask = tokenize(self.tokenizer, captions)
         device = next(self.text_encoder.parameters()).device
         ids, mask = ids.to(device), mask.to(device)
         return encode_text(self.text_encoder, ids, mask.long()), mask

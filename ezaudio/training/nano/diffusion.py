@@ -19,7 +19,7 @@ from ezaudio.data.clips import draw_caption, draw_sound
 from ezaudio.data.synthesis import Sound
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.solvers import alphas_cumprod
-from ezaudio.text import PAD_TOKEN, build_text_encoder, encode_text
+from ezaudio.text import build_text_encoder, encode_text, tokenize
 from ezaudio.training.checkpoint import Arrays
 from ezaudio.training.nano.latents import LatentBank
 from ezaudio.training.nano.state import TrainState
@@ -56,13 +56,6 @@ class Batch:
     input_ids: Tensor
     attention_mask: Tensor
     mask: Tensor | None = None
-
-
-def tokenize(tokenizer: Tokenizer, captions: list[str]) -> tuple[Tensor, Tensor]:
-    """Token ids padded to the longest caption, and the mask of valid ones: (B, S) each."""
-    rows = [torch.tensor(encoding.ids) for encoding in tokenizer.encode_batch(captions)]
-    ids = nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=PAD_TOKEN)
-    return ids, torch.arange(ids.shape[1])[None] < torch.tensor([len(row) for row in rows])[:, None]
 
 
 def draw_batch(
