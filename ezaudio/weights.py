@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import zipfile
 from collections.abc import Callable, Collection, Mapping
@@ -114,14 +115,35 @@ def read_safetensors(path: Path, keep: Callable[[str], bool] = lambda key: True)
 
 
 def write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None:
-    from safetensors.torch import save_file
-
     tensors = {name: buffer.contiguous() for name, buffer in module.named_buffers()}
     for name, parameter in module.named_parameters():  # a tied parameter once, under its first name
         tensors[name] = parameter.detach().to("cpu", dtype).contiguous()
     _check_finite(tensors, f"{path.stem} in {dtype}")
-    save_file(tensors, path, metadata={"format": "pt"})
-    path.chmod(0o644)  # safetensors leaves 0600, which an installed package must not have
+    save_atomic(tensors, path, {"format": "pt"})
+
+
+def save_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
+    """Write beside `path`, to the disk itself, then rename: a reader sees the old file or the new one."""
+    from safetensors.torch import save_file
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
+        temporary.chmod(0o644)  # safetensors leaves 0600, which an installed package must not have
+        flush(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def flush(path: Path) -> None:
+    """To the disk itself, so that a power cut after a rename leaves no empty file."""
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
 
 
 def _check_finite(tensors: Mapping[str, Tensor], name: str) -> None:

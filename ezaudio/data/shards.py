@@ -13,7 +13,6 @@ and its metadata hold the settings, the captions and the files that were passed 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.utils.data import Dataset
 
@@ -36,7 +34,7 @@ from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.naming import replace_file
 from ezaudio.runtime.tokenizer import PromptTokenizer
 from ezaudio.text import encode_text
-from ezaudio.weights import first_line, read_json
+from ezaudio.weights import first_line, read_json, save_atomic
 
 INDEX = "index.json"
 FORMAT = 1
@@ -172,23 +170,12 @@ class _Encoder:
 
 def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
     """The whole file or none, on disk when this returns. One entry of metadata: several would come in random order."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        save_file(
-            {name: tensor.contiguous() for name, tensor in tensors.items()},
-            temporary,
-            {"ezaudio": json.dumps(metadata)},
-        )
-        temporary.chmod(0o644)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+        save_atomic(tensors, path, {"ezaudio": json.dumps(metadata)})
     except (OSError, SafetensorError) as error:
         raise InputError(
             f"'{path}' cannot be written ({first_line(error)}): free some room or name another place"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open_shard(path: Path) -> Any:

@@ -19,11 +19,11 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ezaudio.runtime.errors import BundleError, InputError
-from ezaudio.weights import first_line
+from ezaudio.weights import first_line, flush, save_atomic
 
 Arrays = dict[str, Tensor]
 FOLDER, PREFIX = "checkpoints", "step-"
@@ -33,32 +33,6 @@ STATE = "state.json"
 def weights(module: nn.Module) -> Arrays:
     """Parameters and buffers by name, not detached; a tied one once."""
     return dict(module.named_parameters()) | dict(module.named_buffers())
-
-
-def save_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        _save(tensors, temporary, metadata)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _save(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path, metadata)
-    path.chmod(0o644)  # safetensors keeps it to its owner
-    _flush(path)
-
-
-def _flush(path: Path) -> None:
-    """To the disk itself, so that a power cut after a rename leaves no empty file."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,13 +57,13 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         for part, tensors in checkpoint.parts.items():
-            _save(tensors, temporary / f"{part}.safetensors")
+            save_atomic(tensors, temporary / f"{part}.safetensors")
         state = {"step": checkpoint.step, "settings": checkpoint.settings, "scaler": checkpoint.scaler}
         (temporary / STATE).write_text(json.dumps(state, indent=2) + "\n", encoding="utf-8")
-        _flush(temporary / STATE)
+        flush(temporary / STATE)
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
-        _flush(root)
+        flush(root)
     except (OSError, SafetensorError) as error:
         raise InputError(f"the checkpoint '{final}' cannot be written: {first_line(error)}") from error
     finally:

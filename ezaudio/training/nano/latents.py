@@ -13,8 +13,8 @@ from tqdm import tqdm
 
 from ezaudio.data.clips import render
 from ezaudio.data.synthesis import Sound
-from ezaudio.training.checkpoint import save_atomic
 from ezaudio.vae import AutoencoderOobleck
+from ezaudio.weights import save_atomic
 
 CLIP_FRAMES = 256
 

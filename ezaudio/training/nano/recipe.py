@@ -21,11 +21,12 @@ from ezaudio.data.clips import all_sounds
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.runtime.errors import InputError
-from ezaudio.training.checkpoint import Arrays, save_atomic
+from ezaudio.training.checkpoint import Arrays
 from ezaudio.training.nano.diffusion import train_diffusion
 from ezaudio.training.nano.latents import encode_bank
 from ezaudio.training.nano.vae import refine_decoder, train_vae
 from ezaudio.vae import AutoencoderOobleck
+from ezaudio.weights import save_atomic
 
 STAGES = ("vae", "decoder", "latents", "dit")
 MINUTES = {"vae": 20.0, "decoder": 10.0, "latents": 0.0, "dit": 90.0}

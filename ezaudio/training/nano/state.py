@@ -16,11 +16,11 @@ from tqdm import tqdm
 from ezaudio.training.checkpoint import (
     Arrays,
     optimizer_state,
-    save_atomic,
     take_optimizer_state,
     take_weights,
     weights,
 )
+from ezaudio.weights import save_atomic
 
 
 @dataclass(slots=True)
