@@ -95,8 +95,13 @@ def render_recorded(events: Sequence[Audio], synthesised: Render, rng: Generator
     return varied(rng, events[int(rng.integers(len(events)))])[:num_samples]
 
 
-def with_recordings(sounds: Sequence[Sound], folder: Path) -> list[Sound]:
+def with_recordings(sounds: Sequence[Sound], folder: Path, held_out: bool = False) -> list[Sound]:
     """The sounds, those that `folder` (written by `collect`) has recordings of drawing most of their events from them.
+
+    Of a recording with three events and more the second loudest is kept for a judge of what was learnt.
+
+    Args:
+        held_out: draw from what was kept, where there is something, in place of the rest.
 
     Raises:
         InputError: a file is missing or holds no event; says how to make it.
@@ -113,6 +118,8 @@ def with_recordings(sounds: Sequence[Sound], folder: Path) -> list[Sound]:
             events = split_events(audio.astype(np.float32))
             if not events:
                 raise InputError(f"'{path}' holds no event: collect it again with `ezaudio-data recordings {folder}`")
+            if len(events) >= 3:
+                events = events[1:2] if held_out else [events[0], *events[2:]]
             sound = replace(sound, render=partial(render_recorded, events, sound.render), recorded=True)
         mixed.append(sound)
     return mixed

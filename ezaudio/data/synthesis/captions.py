@@ -9,7 +9,7 @@ import numpy as np
 
 from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Sound
-from ezaudio.data.synthesis.scenes import Part, Scene, render_scene
+from ezaudio.data.synthesis.scenes import VARIED, Part, Scene, SceneStyle, render_scene
 from ezaudio.data.synthesis.wording import bare, is_plural, participle, plural, present, progressive
 
 COUNTS = {
@@ -159,8 +159,10 @@ def _distance(rng: Generator, part: Part) -> str:
     return ""
 
 
-def scene_clip(seed: int, index: int, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene, str]:
+def scene_clip(
+    seed: int, index: int, sounds: Sequence[Sound], num_samples: int, style: SceneStyle = VARIED
+) -> tuple[Audio, Scene, str]:
     """Scene number `index` of a seed, with its caption: the same whatever was rendered before."""
     rng = np.random.default_rng((seed, index))
-    audio, scene = render_scene(rng, sounds, num_samples)
+    audio, scene = render_scene(rng, sounds, num_samples, style)
     return audio, scene, caption(rng, scene)

@@ -6,6 +6,7 @@ import io
 import json
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from ezaudio.data.manifest import Row, write_manifest
 from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.synthesis.primitives import SAMPLE_RATE, Audio, samples
 from ezaudio.data.synthesis.registry import Sound
-from ezaudio.data.synthesis.scenes import solo
+from ezaudio.data.synthesis.scenes import VARIED, SceneStyle, solo
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import replace_file
 
@@ -35,6 +36,7 @@ def render_folder(
     duration_s: float = 10.0,
     audio_format: str = "flac",
     split: str = "train",
+    style: SceneStyle = VARIED,
     progress: Progress = lambda done: None,
 ) -> Path:
     """Writes `count` scenes into `folder` and, when all are there, the manifest.jsonl that lists them. Resumes.
@@ -60,6 +62,7 @@ def render_folder(
         "split": split,
         "sounds": sorted(sound.name for sound in sounds),
         "recorded": sorted(sound.name for sound in sounds if sound.recorded),
+        "style": json.loads(json.dumps(asdict(style))),
     }
     with Journal(folder / JOURNAL, settings) as journal:
         missing = [
@@ -72,7 +75,7 @@ def render_folder(
             batch = missing[start : start + BATCH]
             records = []
             for index in batch:
-                audio, scene, text = scene_clip(seed, index, sounds, samples(duration_s))
+                audio, scene, text = scene_clip(seed, index, sounds, samples(duration_s), style)
                 name = _file_name(index, audio_format)
                 replace_file(folder / name, _encoded(audio, audio_format))
                 events = json.dumps(scene.labels())

@@ -13,13 +13,30 @@ from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Sound
 from ezaudio.data.synthesis.rooms import DISTANCES, ROOMS, VARIANTS, heard
 
-PART_SHARES = (0.5, 0.35, 0.15)
-DISTANCE_SHARES = (0.62, 0.16, 0.22)
-SEQUENCE_SHARE = 0.4
 TEXTURE_S = 8.0
 SILENT = 0.1  # peaks of audible textures measure at least 0.2, of silent stretches at most 0.05
 CUT_FADE_S = 0.1
 FLOOR = 2e-4  # recordings are never digitally silent
+
+
+@dataclass(frozen=True, slots=True)
+class SceneStyle:
+    """How scenes are drawn.
+
+    Attributes:
+        parts: shares of scenes of one, two and three sounds.
+        distances: shares of near, middle and far.
+        in_turn: share of scenes of several sounds in which they follow each other.
+        rooms: share of each of `ROOMS`, where no sound of the scene belongs outdoors.
+    """
+
+    parts: tuple[float, float, float] = (0.5, 0.35, 0.15)
+    distances: tuple[float, float, float] = (0.62, 0.16, 0.22)
+    in_turn: float = 0.4
+    rooms: tuple[float, ...] = (0.4, 0.35, 0.17, 0.08)
+
+
+VARIED = SceneStyle()
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,14 +147,16 @@ def draw_sounds(rng: Generator, sounds: Sequence[Sound], count: int) -> list[Sou
     return [sounds[int(index)] for index in chosen]
 
 
-def render_scene(rng: Generator, sounds: Sequence[Sound], num_samples: int) -> tuple[Audio, Scene]:
+def render_scene(
+    rng: Generator, sounds: Sequence[Sound], num_samples: int, style: SceneStyle = VARIED
+) -> tuple[Audio, Scene]:
     """A random scene of one to three of `sounds`: float32 (T,) with a peak between 0.5 and 0.9, and what is in it."""
-    chosen = draw_sounds(rng, sounds, 1 + int(rng.choice(3, p=PART_SHARES)))
-    in_turn = len(chosen) > 1 and rng.random() < SEQUENCE_SHARE
+    chosen = draw_sounds(rng, sounds, 1 + int(rng.choice(3, p=style.parts)))
+    in_turn = len(chosen) > 1 and rng.random() < style.in_turn
     if not in_turn:  # events in front, textures behind them
         chosen.sort(key=lambda sound: sound.texture)
     outdoors = any(sound.outdoors for sound in chosen)
-    room = "outdoors" if outdoors else str(rng.choice(list(ROOMS), p=(0.4, 0.35, 0.17, 0.08)))
+    room = "outdoors" if outdoors else str(rng.choice(list(ROOMS), p=style.rooms))
     variant = int(rng.integers(VARIANTS))
     cuts = np.linspace(0, num_samples, len(chosen) + 1).astype(int) // p.TICK * p.TICK
     cuts[-1] = num_samples
@@ -153,7 +172,7 @@ def render_scene(rng: Generator, sounds: Sequence[Sound], num_samples: int) -> t
         else:
             wanted = 1 + int(rng.geometric(0.45) - 1)
             audio, count, first, end = repeated(rng, sound, stop - start, min(wanted, sound.max_count))
-        distance = str(rng.choice(list(DISTANCES), p=DISTANCE_SHARES))
+        distance = str(rng.choice(list(DISTANCES), p=style.distances))
         behind = index > 0 and not in_turn
         if index == 0 and len(chosen) > 1:
             distance = "near" if not in_turn else distance

@@ -1,0 +1,110 @@
+"""What the packaged model is taught: its kinds of sound, the scenes they are in, and the wordings it is not taught."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+from ezaudio.data.recordings import with_recordings
+from ezaudio.data.synthesis import SOUNDS, Sound
+from ezaudio.data.synthesis.captions import caption
+from ezaudio.data.synthesis.scenes import SceneStyle, render_scene
+from ezaudio.data.synthesis.wording import Wording, bare, participle, present, progressive
+
+KINDS = (
+    "dog", "cat", "cow", "sheep", "pig", "horse", "rooster", "duck", "crow", "owl", "songbird", "frog", "crickets",
+    "rain", "wind", "thunder", "fire", "stream", "ocean", "dripping", "vacuum cleaner", "clock", "idling car",
+    "motorcycle", "train horn", "car horn", "helicopter", "police siren", "smoke alarm", "church bell", "doorbell",
+    "knocking", "gunshot", "breaking glass", "hammering", "drill", "whistling", "heartbeat", "footsteps", "applause",
+    "typing", "laughter", "crying baby", "piano", "guitar", "drum kit", "beep", "telephone", "static",
+)  # fmt: skip
+# One or two sounds, mostly near, rarely in a room: what a small model has to learn is the sounds.
+STYLE = SceneStyle(parts=(0.6, 0.4, 0.0), distances=(0.8, 0.1, 0.1), in_turn=0.4, rooms=(0.7, 0.3, 0.0, 0.0))
+# Sentences that no training caption has, to be filled with a participle ("a dog barking").
+UNSEEN_FORMS = ("I hear {}", "noise of {}", "audio of {}", "{} can be heard", "listen to {}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """A caption and the kinds of sound that it names."""
+
+    text: str
+    kinds: tuple[str, ...]
+
+
+def known_sounds(recordings: Path | None, held_out: bool = False) -> list[Sound]:
+    """The kinds, with every wording; see `with_recordings` for what is held out."""
+    sounds = [replace(SOUNDS[name], weight=1.0) for name in KINDS]
+    return with_recordings(sounds, recordings, held_out) if recordings else sounds
+
+
+def taught_sounds(recordings: Path | None) -> list[Sound]:
+    """The kinds as they are taught: without the pairs of noun and verb that are held out."""
+    return [replace(sound, wording=without_held_out(sound.wording)) for sound in known_sounds(recordings)]
+
+
+def held_out_pairs(wording: Wording) -> list[tuple[str, str]]:
+    """Of each group with a choice of nouns and of verbs the last noun with the first verb: "a puppy", "bark".
+
+    Both words are taught, in other company.
+    """
+    return [(nouns[-1], verbs[0]) for nouns, verbs in wording.groups if len(nouns) > 1 and len(verbs) > 1]
+
+
+def without_held_out(wording: Wording) -> Wording:
+    """The wording without its held-out pairs; labels that name one go too."""
+    groups: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
+    for nouns, verbs in wording.groups:
+        if len(nouns) > 1 and len(verbs) > 1:
+            groups += [(nouns[:-1], verbs), (nouns[-1:], verbs[1:])]
+        else:
+            groups.append((nouns, verbs))
+    return replace(wording, groups=tuple(groups))
+
+
+def seen_prompts(count: int, seed: int) -> list[Prompt]:
+    """`count` captions of each kind alone, as in training."""
+    return _captions([1], [(name,) for name in KINDS for _ in range(count)], seed)
+
+
+def pair_prompts(count: int, seed: int) -> list[Prompt]:
+    """`count` captions of two different kinds, as in training."""
+    rng = np.random.default_rng((seed, 2))
+    pairs = [tuple(KINDS[int(i)] for i in rng.choice(len(KINDS), 2, replace=False)) for _ in range(count)]
+    return _captions([2], pairs, seed)
+
+
+def unseen_prompts(count: int, seed: int) -> list[Prompt]:
+    """`count` captions of each kind that training cannot have had: held-out pairs, and sentences of `UNSEEN_FORMS`."""
+    rng = np.random.default_rng((seed, 1))
+    prompts = []
+    for name in KINDS:
+        pairs = held_out_pairs(SOUNDS[name].wording)
+        for index in range(count):
+            if pairs and index % 2 == 0:
+                form = _pick(rng, (bare, participle, present, progressive))
+                text = form(*_pick(rng, pairs))
+            else:
+                nouns, verbs = _pick(rng, without_held_out(SOUNDS[name].wording).groups)
+                text = str(_pick(rng, UNSEEN_FORMS)).format(participle(_pick(rng, nouns), _pick(rng, verbs)))
+            prompts.append(Prompt(text, (name,)))
+    return prompts
+
+
+def _captions(sizes: Sequence[int], kinds: Sequence[tuple[str, ...]], seed: int) -> list[Prompt]:
+    sounds = {sound.name: sound for sound in taught_sounds(None)}
+    parts = tuple(float(size in sizes) for size in (1, 2, 3))
+    style = replace(STYLE, parts=parts)  # type: ignore[arg-type]
+    prompts = []
+    for number, names in enumerate(kinds):
+        rng = np.random.default_rng((seed, 3, number))
+        _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style)
+        prompts.append(Prompt(caption(rng, scene), names))
+    return prompts
+
+
+def _pick(rng: np.random.Generator, options: Sequence[Callable[[str, str], str]] | Sequence) -> object:  # type: ignore[type-arg]
+    return options[int(rng.integers(len(options)))]
