@@ -63,7 +63,10 @@ class WeightNormConv(nn.Module):
         if "weight" in self._parameters:
             weight = self.weight.detach()
             del self.weight
-            self.weight_v, self.weight_g = nn.Parameter(weight.clone()), nn.Parameter(self._norm(weight))
+            norm = self._norm(weight)
+            # A kernel of zeros has no direction: any will do, its g is 0.
+            self.weight_v = nn.Parameter(torch.where(norm == 0, torch.ones_like(weight), weight))
+            self.weight_g = nn.Parameter(norm)
 
     def kernel(self) -> Tensor:
         """(out, in, k), or (in, out, k) when transposed."""
@@ -168,6 +171,8 @@ class AutoencoderOobleck(nn.Module):
     def encode_moments(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, 1, T), T a multiple of the hop → posterior mean and standard deviation (B, C, L)."""
         mean, scale = self.encoder(audio).chunk(2, dim=1)
+        if self.config.companding != 1:
+            mean = mean.sign() * mean.abs().pow(self.config.companding)
         return mean, F.softplus(scale) + 1e-4
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None, sample: bool = False) -> Tensor:

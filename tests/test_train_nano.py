@@ -1,171 +1,228 @@
-"""Training on the `debug` preset: losses fall, and a resumed run repeats an uninterrupted one."""
+"""The packaged model's recipe: what its autoencoder starts as, what it is taught, and the whole at a small size."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from console import fails, runner
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
-from ezaudio.config import DEBUG
-from ezaudio.data.clips import all_sounds
+from ezaudio.checkpoints import open_source
+from ezaudio.config import NANO, TextConfig
+from ezaudio.data.recordings import with_recordings
+from ezaudio.data.synthesis import SOUNDS
+from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.tokenizer import write_tokenizer
-from ezaudio.runtime.solvers import alphas_cumprod
-from ezaudio.training.checkpoint import weights
+from ezaudio.dit import MaskDiT
+from ezaudio.runtime.errors import InputError
+from ezaudio.text import build_text_encoder
 from ezaudio.training.nano import recipe as nano
-from ezaudio.training.nano import vae as vae_training
-from ezaudio.training.nano.diffusion import (
-    TextToLatents,
-    draw_batch,
-    pretrain_text,
-    start_as_pass_through,
-    velocity_loss,
+from ezaudio.training.nano.autoencoder import (
+    POSTERIOR_STD,
+    expander,
+    lapped_transform,
+    latent_transform,
+    start_as_lapped_transform,
 )
-from ezaudio.training.nano.latents import LatentBank, encode_bank
-from ezaudio.training.nano.state import TrainState
-from ezaudio.training.nano.vae import draw_audio, initialize, loss_terms, scale_latents, signal_to_error_db
+from ezaudio.training.nano.start import start_as_pass_through, teach_names
+from ezaudio.training.nano.vocabulary import (
+    KINDS,
+    STYLE,
+    UNSEEN_FORMS,
+    held_out_pairs,
+    known_sounds,
+    pair_prompts,
+    seen_prompts,
+    taught_sounds,
+    unseen_prompts,
+)
+from ezaudio.training.settings import Schedule
 from ezaudio.vae import AutoencoderOobleck
 
-SOUNDS = all_sounds(None)[:20]
-HOP = DEBUG.vae.hop
+RATE, HOP = NANO.vae.sample_rate, NANO.vae.hop
 
 
 @pytest.fixture(scope="module")
-def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
-    return write_tokenizer(tmp_path_factory.mktemp("tokenizer"), DEBUG.text.vocab_size)
+def vae() -> AutoencoderOobleck:
+    vae = AutoencoderOobleck(NANO.vae)
+    start_as_lapped_transform(vae, nano._clips(taught_sounds(None), 60 * HOP, 1))
+    return vae.eval().requires_grad_(False)
 
 
-@pytest.fixture(scope="module")
-def bank() -> LatentBank:
-    shape = (2 * len(SOUNDS), DEBUG.dit.latent_channels, 64)
-    latents = torch.randn(shape, generator=torch.Generator().manual_seed(0)).half()
-    return LatentBank(latents, torch.arange(len(SOUNDS)).repeat(2))
+def error_db(output: torch.Tensor, target: torch.Tensor) -> float:
+    """Of the middle: the ends of a clip lack a neighbour."""
+    output, target = output[..., HOP:-HOP], target[..., HOP:-HOP]
+    return float(10 * torch.log10((output - target).square().sum() / target.square().sum()))
 
 
-def diffusion_steps(state: TrainState, bank: LatentBank, tokenizer: Tokenizer, count: int) -> list[float]:
-    table = torch.from_numpy(alphas_cumprod(DEBUG.diffusion)).float()
-    losses = []
-    for _ in range(count):
-        loss = velocity_loss(state.module, draw_batch((0, state.step), bank, SOUNDS, tokenizer, 256), table)  # type: ignore[arg-type]
-        state.apply(loss)
-        losses.append(float(loss.detach()))
-    return losses
+def tone(frequency: float, peak: float = 0.7) -> torch.Tensor:
+    return peak * torch.sin(2 * torch.pi * frequency * torch.arange(60 * HOP) / RATE)[None, None]
 
 
-def new_state() -> TrainState:
-    torch.manual_seed(0)
-    model = TextToLatents(DEBUG)
-    start_as_pass_through(model.dit, torch.Generator().manual_seed(0))
-    return TrainState(model, learning_rate=3e-3, warmup_steps=5)
+def test_overlapping_frames_of_the_lapped_transform_add_up() -> None:
+    transform = lapped_transform(12)
+    np.testing.assert_allclose(transform @ transform.T, np.eye(12), atol=1e-12)
+    signal = np.random.default_rng(0).standard_normal(60)
+    total = np.zeros(60)
+    for start in range(0, 37, 12):
+        total[start : start + 24] += transform.T @ (transform @ signal[start : start + 24])
+    np.testing.assert_allclose(total[12:48], signal[12:48], atol=1e-12)
 
 
-def test_diffusion_loss_falls(bank: LatentBank, tokenizer: Tokenizer) -> None:
-    constant = LatentBank(bank.latents[:1, :, :1].expand_as(bank.latents), bank.sound)
-    losses = diffusion_steps(new_state(), constant, tokenizer, 30)
-    assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
+def test_a_group_of_coefficients_keeps_its_level() -> None:
+    analysis, synthesis = latent_transform(HOP)
+    assert analysis.shape == synthesis.shape == (128, 2 * HOP)
+    noise = np.random.default_rng(0).standard_normal((4000, 2 * HOP))
+    np.testing.assert_allclose(np.square(noise @ analysis.T).mean(0), 1, atol=0.15)
+    np.testing.assert_allclose(np.square(synthesis).sum(1)[[0, 70, 100, 120]], [1, 2, 8, 14], rtol=1e-9)
 
 
-def test_resume_repeats_an_uninterrupted_run(bank: LatentBank, tokenizer: Tokenizer, tmp_path: Path) -> None:
-    whole = new_state()
-    diffusion_steps(whole, bank, tokenizer, 3)
-    whole.save(tmp_path / "half.safetensors")
-    diffusion_steps(whole, bank, tokenizer, 3)
-    resumed = new_state()
-    resumed.load(tmp_path / "half.safetensors")
-    assert resumed.step == 3
-    diffusion_steps(resumed, bank, tokenizer, 3)
-    assert resumed.step == whole.step
-    for name, value in weights(whole.module).items():
-        torch.testing.assert_close(weights(resumed.module)[name], value, rtol=0, atol=0)
-        torch.testing.assert_close(resumed.average[name], whole.average[name], rtol=0, atol=0)
+def test_expander_is_a_power_within_3_db() -> None:
+    ratio, frequency = expander(2.5)
+    z = np.linspace(0.05, 1, 100)
+    made = z + ratio * np.sin(frequency * z)
+    made *= 0.5**2.5 / (0.5 + ratio * np.sin(frequency * 0.5))
+    np.testing.assert_allclose(20 * np.log10(made / z**2.5), 0, atol=3)
 
 
-def test_batches_drop_captions_and_keep_parts(bank: LatentBank, tokenizer: Tokenizer) -> None:
-    batches = [draw_batch((1, seed), bank, SOUNDS, tokenizer, 512) for seed in range(60)]
-    empty = sum(int((batch.attention_mask.sum(1) == 1).sum()) for batch in batches)
-    rows = sum(len(batch.timesteps) for batch in batches)
-    assert 0.05 < empty / rows < 0.17
-    assert all(0 <= int(batch.timesteps.min()) <= int(batch.timesteps.max()) <= 999 for batch in batches)
-    kept = [batch.mask for batch in batches if batch.mask is not None]
-    assert kept
-    assert all(bool(mask.any(1).all()) and not bool(mask.all()) for mask in kept)
+def test_autoencoder_reconstructs_before_its_first_step(vae: AutoencoderOobleck) -> None:
+    for frequency in (110, 440, 1000):
+        for peak in (0.7, 0.05):
+            assert error_db(vae.decode(vae.encode(tone(frequency, peak))), tone(frequency, peak)) < -8
+    # Above 1.6 kHz the level of the band is kept, not the waveform.
+    high = vae.decode(vae.encode(tone(5000)))
+    assert float(high.std() / tone(5000).std()) == pytest.approx(1, abs=0.5)
+    assert float(vae.decode(torch.zeros(1, 128, 30)).abs().max()) < 1e-3
 
 
-def test_text_encoder_learns_to_name_sounds(tokenizer: Tokenizer) -> None:
-    torch.manual_seed(0)
-    encoder = TextToLatents(DEBUG).text_encoder
-    assert pretrain_text(encoder, tokenizer, SOUNDS, num_steps=150) < 2.0
+def test_latents_have_unit_variance_and_one_posterior(vae: AutoencoderOobleck) -> None:
+    mean, std = vae.encode_moments(nano._clips(taught_sounds(None), 60 * HOP, 1)[:, None])
+    assert float(mean.square().mean(dim=(0, 2)).mean()) == pytest.approx(1, abs=0.1)
+    torch.testing.assert_close(std, torch.full_like(std, POSTERIOR_STD), rtol=0, atol=1e-3)
 
 
-def test_autoencoder_starts_linear_and_learns() -> None:
-    torch.manual_seed(0)
-    vae = AutoencoderOobleck(DEBUG.vae)
-    audio = draw_audio((0,), SOUNDS, 10, 24 * HOP, HOP)
-    initialize(vae, audio, torch.Generator().manual_seed(0))
+def test_noise_in_silence_stays_faint(vae: AutoencoderOobleck) -> None:
+    noise = torch.randn((1, 128, 60), generator=torch.Generator().manual_seed(0))
+    faint, loud = vae.decode(0.1 * noise), vae.decode(noise)
+    assert float(20 * torch.log10(loud.std() / faint.std())) > 30  # 20 dB in a linear autoencoder
+
+
+def test_other_shapes_are_refused() -> None:
+    for change in ({"latent_channels": 64}, {"companding": 1.0}, {"channel_multiples": (4, 12, 16)}):
+        vae = AutoencoderOobleck(replace(NANO.vae, **change))
+        with pytest.raises(InputError, match=r"128 companded latents|too few"):
+            start_as_lapped_transform(vae, torch.zeros(1, 10 * HOP))
+
+
+def test_transformer_starts_as_a_pass_through() -> None:
+    dit = start_as_pass_through(MaskDiT(NANO.dit), torch.Generator().manual_seed(0))
+    latents = torch.randn((2, 128, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        latents = vae.encode(audio)
-        start = signal_to_error_db(vae.decode(latents)[:, 0], audio[:, 0])
-    assert float(latents.std()) == pytest.approx(1, abs=0.2)
-    assert float(start.mean()) > 2
-    state = TrainState(vae, learning_rate=1e-3, warmup_steps=1, clip_norm=5.0)
-    totals = []
-    for _ in range(8):
-        loss = torch.stack(list(loss_terms(vae, audio[:4], torch.Generator().manual_seed(0)).values())).sum()
-        state.apply(loss)
-        totals.append(float(loss.detach()))
-    assert totals[-1] < totals[0]
+        out = dit(latents, torch.tensor([500, 900]), None)
+    assert float(torch.corrcoef(torch.stack([out.flatten(), latents.flatten()]))[0, 1]) > 0.5
 
 
-def test_folded_scale_keeps_the_decoding() -> None:
+def test_held_out_wordings_are_not_taught() -> None:
+    taught = {sound.name: sound for sound in taught_sounds(None)}
+    assert tuple(taught) == KINDS
+    for name, sound in taught.items():
+        pairs = {(noun, verb) for nouns, verbs in sound.wording.groups for noun in nouns for verb in verbs}
+        held = held_out_pairs(SOUNDS[name].wording)
+        assert not pairs & set(held)
+        nouns, verbs = {noun for noun, _ in pairs}, {verb for _, verb in pairs}
+        assert all(noun in nouns and verb in verbs for noun, verb in held), name
+    assert sum(bool(held_out_pairs(SOUNDS[name].wording)) for name in KINDS) > len(KINDS) / 2
+    captions = [scene_clip(0, index, list(taught.values()), 4800, STYLE)[2].lower() for index in range(300)]
+    starts = [form.split("{}")[0].lower() for form in UNSEEN_FORMS if not form.startswith("{}")]
+    assert not [caption for caption in captions if caption.startswith(tuple(starts)) or "puppy bark" in caption]
+
+
+def test_prompts_name_their_kinds_and_follow_the_seed() -> None:
+    assert [prompt.kinds for prompt in seen_prompts(2, 0)] == [(name,) for name in KINDS for _ in range(2)]
+    assert unseen_prompts(2, 0) == unseen_prompts(2, 0) != unseen_prompts(2, 1)
+    pairs = pair_prompts(20, 0)
+    assert all(len(set(prompt.kinds)) == 2 for prompt in pairs)
+    assert any("puppy" in prompt.text for prompt in unseen_prompts(4, 0) if prompt.kinds == ("dog",))
+
+
+def test_one_event_of_a_recording_is_kept_for_the_judge(tmp_path: Path) -> None:
+    import soundfile
+
+    burst, silence = np.hanning(4800).astype(np.float32), np.zeros(9600, np.float32)
+    bursts = [level * burst * np.sin(2 * np.pi * f * np.arange(4800) / RATE) for level, f in ((1, 300), (0.8, 900))]
+    audio = np.concatenate([bursts[0], silence, bursts[1], silence, 0.6 * bursts[0]]).astype(np.float32)
+    soundfile.write(tmp_path / "dog.flac", audio, RATE)
+    dog = [SOUNDS["dog"]]
+    taught, kept = (with_recordings(dog, tmp_path, held_out)[0].render.args[0] for held_out in (False, True))  # type: ignore[attr-defined]
+    assert (len(taught), len(kept)) == (2, 1)
+
+    def pitch(event: np.ndarray) -> float:
+        return float(np.fft.rfftfreq(len(event), 1 / RATE)[np.abs(np.fft.rfft(event)).argmax()])
+
+    assert pitch(kept[0]) == pytest.approx(900, abs=20)
+    assert [pitch(event) for event in taught] == pytest.approx([300, 300], abs=20)
+
+
+def test_text_encoder_learns_which_sounds_a_caption_names(tmp_path: Path) -> None:
+    tokenizer = write_tokenizer(tmp_path, 1024)
     torch.manual_seed(0)
-    vae = AutoencoderOobleck(DEBUG.vae)
-    audio = draw_audio((1,), SOUNDS, 8, 24 * HOP, HOP)
-    with torch.no_grad():
-        before = vae.decode(vae.encode(audio))
-        scale_latents(vae, audio)
-        latents = vae.encode(audio)
-        after = vae.decode(latents)
-    torch.testing.assert_close(latents.mean(dim=(0, 2)), torch.zeros(DEBUG.vae.latent_channels), rtol=0, atol=1e-3)
-    assert float(latents.var(dim=(0, 2)).mean()) == pytest.approx(1, abs=1e-3)
-    # The receptive field of the padded ends differs by the shift.
-    inner = slice(14 * HOP, -14 * HOP) if before.shape[2] > 28 * HOP else slice(12 * HOP - 1, 12 * HOP + 1)
-    torch.testing.assert_close(after[..., inner], before[..., inner], rtol=1e-3, atol=1e-4)
+    encoder = build_text_encoder(
+        TextConfig(width=32, num_layers=1, num_heads=2, head_width=16, ff_width=32, vocab_size=1024)
+    )
+    captions = [("a dog barks", frozenset(["dog"])), ("rain falls", frozenset(["rain"]))]
+    captions += [("a dog barks while rain falls", frozenset(["dog", "rain"]))]
+    assert teach_names(encoder, tokenizer, captions, 60, learning_rate=5e-3) > 0.95
 
 
-def test_bank_is_read_back(tmp_path: Path) -> None:
-    vae = AutoencoderOobleck(DEBUG.vae)
-    path = tmp_path / "latents.safetensors"
-    bank = encode_bank(vae, SOUNDS[:2], path, 1)
-    again = encode_bank(vae, SOUNDS[:2], path, 1)
-    assert bank.sound.tolist() == [0, 1]
-    torch.testing.assert_close(bank.latents, again.latents, rtol=0, atol=0)
+def small_recipe() -> nano.Recipe:
+    dit = replace(NANO.dit, width=128, depth=2, num_heads=2)
+    made = nano.recipe(1e-9)
+    stages = tuple(
+        replace(stage, run=replace(stage.run, num_steps=2, batch_size=2, clip_s=0.5, save_every=1), scene_s=seconds)
+        for stage, seconds in zip(made.stages, (1.0, 1.0, 1.5), strict=True)
+    )
+    decoder = replace(made.decoder, num_steps=2, batch_size=2, clip_s=0.2)
+    scenes = ((1.0, 6), (1.5, 2))
+    return replace(made, config=replace(NANO, dit=dit), scenes=scenes, stages=stages, decoder=decoder, name_steps=2)
 
 
-def test_command_trains_every_stage(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(nano, "preset", lambda name: replace(DEBUG, name=name))
-    monkeypatch.setattr(nano, "all_sounds", lambda folder: SOUNDS[:3])
-    monkeypatch.setattr(vae_training, "START_CLIPS", 32)
-    arguments = [str(tmp_path), "--minutes", "0.01", "--clips-per-sound", "1", "--fp32"]
-    result = runner("ezaudio-train")("nano", *arguments)
-    assert result.exit_code == 0, result.output
-    names = {
-        "config.json",
-        "dit.safetensors",
-        "vae.safetensors",
-        "text_encoder.safetensors",
-        "tokenizer.json",
-        "spiece.model",
-    }
-    assert names <= {path.name for path in tmp_path.iterdir()}
-    model = TextToLatents(DEBUG)
-    model.dit.load_state_dict(load_file(tmp_path / "dit.safetensors"))
-    stored = load_file(tmp_path / "text_encoder.safetensors")
-    assert stored.keys() == weights(model.text_encoder).keys()
+def test_recipe_makes_a_model_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = small_recipe()
+    monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
+    # Stopped in the second stage: its first checkpoint is there.
+    stopped = replace(
+        made, stages=(made.stages[0], replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1)))
+    )
+    nano.train_nano(tmp_path, None, stopped, quiet=True)
+    (tmp_path / "stage2" / "dit.safetensors").unlink()
+    nano.train_nano(tmp_path, None, made, quiet=True)
+    source = open_source(str(tmp_path / "model"))
+    source.check_parts()
+    untrained = start_as_pass_through(MaskDiT(made.config.dit), torch.Generator().manual_seed(0)).state_dict()
+    assert any(not torch.equal(value, untrained[name]) for name, value in source.dit().state_dict().items())
+    Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
+    written = (tmp_path / "model" / "dit.safetensors").stat().st_mtime_ns
+    nano.train_nano(tmp_path, None, made, quiet=True)
+    assert (tmp_path / "stage3" / "dit.safetensors").stat().st_mtime_ns < (
+        tmp_path / "model" / "dit.safetensors"
+    ).stat().st_mtime_ns
+    assert (tmp_path / "model" / "dit.safetensors").stat().st_mtime_ns >= written
 
 
-def test_command_says_which_stage_is_missing(tmp_path: Path) -> None:
-    fails(runner("ezaudio-train")("nano", str(tmp_path), "--stage", "dit"), "run --stage vae first")
+def test_command_refuses_a_folder_without_recordings(tmp_path: Path) -> None:
+    (tmp_path / "none").mkdir()
+    fails(
+        runner("ezaudio-train")("nano", str(tmp_path / "run"), "--recordings", str(tmp_path / "none")),
+        "ezaudio-data recordings",
+    )
+
+
+def test_learning_rate_falls_to_a_hundredth() -> None:
+    schedule = Schedule(1e-3, warmup_steps=10, fall=(50, 100))
+    assert [schedule.rate(step) for step in (0, 9, 50, 75, 100, 150)] == pytest.approx(
+        [1e-4, 1e-3, 1e-3, 5e-4, 1e-5, 1e-5]
+    )

@@ -185,39 +185,33 @@ def vae(resume_weights: bool, **given: Any) -> None:
 
 
 @main.command("nano", short_help="The packaged model, from nothing, in two hours on two cores.")
-@click.argument("folder", type=click.Path(path_type=Path, file_okay=False))
+@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--recordings",
     type=click.Path(path_type=Path, exists=True),
     help="Folder of `ezaudio-data recordings`. [synthesised sounds alone]",
 )
 @click.option(
-    "--stage", type=click.Choice(["vae", "decoder", "latents", "dit", "all"]), default="all", show_default=True
+    "--effort",
+    type=click.FloatRange(min=0, max=1000, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Multiplies the steps of every stage.",
 )
-@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), help="Of a stage. [vae 20, decoder 10, dit 90]")
-@click.option("--clips-per-sound", type=click.IntRange(min=1), default=24, show_default=True, help="10.24 s each.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
-@click.option("--bf16/--fp32", default=True, show_default=True, help="Diffusion arithmetic.")
-def nano(
-    folder: Path,
-    recordings: Path | None,
-    stage: str,
-    minutes: float | None,
-    clips_per_sound: int,
-    threads: int | None,
-    bf16: bool,
-) -> None:
-    """Autoencoder, latents and text-conditioned diffusion of the model in the package; goes on where it stopped.
+@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+def nano(folder: Path, recordings: Path | None, effort: float, threads: int | None, quiet: bool) -> None:
+    """Scenes, autoencoder, text encoder and the three stages of the model in the package; goes on where it stopped.
 
-    FOLDER then is a model: ezaudio-export --model FOLDER.
+    RUN/model then is a model: ezaudio-export --model RUN/model.
     """
     import torch
 
-    from ezaudio.training.nano.recipe import STAGES, train_nano
+    from ezaudio.training.nano.recipe import recipe, train_nano
 
     if threads:
         torch.set_num_threads(threads)
-    train_nano(folder, recordings, STAGES if stage == "all" else (stage,), minutes, clips_per_sound, bf16)
+    train_nano(folder, recordings, recipe(effort), quiet)
 
 
 def _train_stage(name: str, given: dict[str, Any]) -> None:

@@ -75,40 +75,52 @@ class Encoders(nn.Module):
         if tokenizer is not None:
             tokenizer.enable_truncation(config.text.max_tokens)
 
-    @torch.no_grad()
     def forward(self, batch: ClipBatch | LatentBatch, empty_captions: float, generator: torch.Generator) -> Example:
-        """Encode a batch of clips, or take a precomputed one over; a share of the captions is emptied.
-
-        Latents are samples of the posterior, as the release trains on.
-        """
-        device, hop = generator.device, self.config.vae.hop
-        audio = None
-        if isinstance(batch, LatentBatch):
-            mean, std = batch.mean.to(device).float(), batch.std.to(device).float()
-            latents = mean + std * torch.randn(mean.shape, generator=generator, device=device)
-        else:
-            audio = batch.audio.to(device, torch.float32)
-            latents = self.vae.encode(audio[..., : audio.shape[-1] // hop * hop], generator, sample=True)
+        """Encode a batch of clips, or take a precomputed one over; a share of the captions is emptied."""
+        latents, audio = self.latents(batch, generator)
         if self.text_encoder is None:
             return Example(latents, None, None, audio)
-        empty = torch.rand(len(batch.captions), generator=generator, device=device) < empty_captions
         if isinstance(batch, LatentBatch) and batch.text.ndim == 3:
+            empty = self._emptied(len(batch.captions), empty_captions, generator)
+            device = generator.device
             context, mask = batch.text.to(device).float(), batch.text_mask.to(device)
             state, _ = self.text([""])
             context[empty, : state.shape[1]] = state[0]
             mask[empty] = torch.arange(mask.shape[1], device=device) < state.shape[1]
             return Example(latents, context, mask, audio)
-        captions = ["" if gone else caption for gone, caption in zip(empty.tolist(), batch.captions, strict=True)]
-        return Example(latents, *self.text(captions), audio)
+        return Example(latents, *self.text(self.captions(batch, empty_captions, generator)), audio)
+
+    @torch.no_grad()
+    def latents(self, batch: ClipBatch | LatentBatch, generator: torch.Generator) -> tuple[Tensor, Tensor | None]:
+        """Samples of the posterior (B, C, L), as the release trains on, and the audio (B, 1, T) if it was there."""
+        device, hop = generator.device, self.config.vae.hop
+        if isinstance(batch, LatentBatch):
+            mean, std = batch.mean.to(device).float(), batch.std.to(device).float()
+            return mean + std * torch.randn(mean.shape, generator=generator, device=device), None
+        audio = batch.audio.to(device, torch.float32)
+        return self.vae.encode(audio[..., : audio.shape[-1] // hop * hop], generator, sample=True), audio
+
+    def captions(self, batch: ClipBatch | LatentBatch, empty_captions: float, generator: torch.Generator) -> list[str]:
+        """The batch's captions, a share of them emptied."""
+        empty = self._emptied(len(batch.captions), empty_captions, generator).tolist()
+        return ["" if gone else caption for gone, caption in zip(empty, batch.captions, strict=True)]
+
+    def _emptied(self, count: int, share: float, generator: torch.Generator) -> Tensor:
+        return torch.rand(count, generator=generator, device=generator.device) < share
+
+    def tokens(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask of valid ones, (B, S) each, where the text encoder is."""
+        assert self.text_encoder is not None
+        assert self.tokenizer is not None
+        ids, mask = tokenize(self.tokenizer, captions)
+        device = next(self.text_encoder.parameters()).device
+        return ids.to(device), mask.to(device)
 
     @torch.no_grad()
     def text(self, captions: Sequence[str]) -> tuple[Tensor, Tensor]:
         """Text states (B, S, D_text) and their mask (B, S)."""
         assert self.text_encoder is not None
-        assert self.tokenizer is not None
-        ids, mask = tokenize(self.tokenizer, captions)
-        device = next(self.text_encoder.parameters()).device
-        ids, mask = ids.to(device), mask.to(device)
+        ids, mask = self.tokens(captions)
         return encode_text(self.text_encoder, ids, mask.long()), mask
 
 
@@ -149,18 +161,28 @@ class LatentDiffusionTask:
 
     def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
         stage = self.stage
-        example = self.encoders(batch, stage.empty_captions, generator)
-        latents = example.latents
+        latents, *text = self._inputs(batch, generator)
         mask = generation_mask(
             len(latents), latents.shape[2], stage.partly_masked, stage.mask_ratio, stage.mask_span, generator
         )
-        noisy, target, timesteps, weights = _noised(latents, self._alphas, stage.min_snr_gamma, generator)
-        predicted = networks["dit"](noisy, timesteps, example.context, example.context_mask, latents, mask)
+        noisy, target, timesteps, weights = _noised(
+            latents, self._alphas, stage.min_snr_gamma, generator, stage.high_noise
+        )
+        predicted = networks["dit"](noisy, timesteps, *text, latents, mask)
         loss = velocity_loss(predicted, target, mask, weights)
         yield Losses("dit", loss, {"velocity": loss})
 
+    def _inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """Latents, then what the network takes as its text, and the mask of that."""
+        example = self.encoders(batch, self.stage.empty_captions, generator)
+        return example.latents, example.context, example.context_mask
+
+    @property
+    def _dit(self) -> nn.Module:
+        return self.networks["dit"]
+
     def listen(self, generator: torch.Generator) -> dict[str, NDArray[np.float32]]:
-        dit = self.networks["dit"]
+        dit = self._dit
         assert isinstance(dit, MaskDiT)
         if self.stage.with_text:
             return listen(self.encoders, dit, self.prompts, self.clip_s, seed=generator.initial_seed() % 2**31)
@@ -171,8 +193,47 @@ class LatentDiffusionTask:
         }
 
     def publish(self, folder: Path) -> None:
-        write_safetensors(folder / "dit.safetensors", self.networks["dit"], torch.float32)
+        write_safetensors(folder / "dit.safetensors", self._dit, torch.float32)
         self._on_publish(folder)
+
+
+class TextToLatents(nn.Module):
+    """A text encoder that is trained with the transformer: token ids in place of text states."""
+
+    def __init__(self, text_encoder: T5EncoderModel, dit: MaskDiT) -> None:
+        super().__init__()
+        self.text_encoder, self.dit = text_encoder, dit
+
+    def forward(
+        self, noisy: Tensor, timesteps: Tensor, ids: Tensor, ids_mask: Tensor, latents: Tensor, mask: Tensor
+    ) -> Tensor:
+        context = encode_text(self.text_encoder, ids, ids_mask.long())
+        return self.dit(noisy, timesteps, context, ids_mask, latents, mask)
+
+
+class TextAndDiffusionTask(LatentDiffusionTask):
+    """A stage with text in which the text encoder is trained along, for a model without a pretrained one."""
+
+    def __init__(self, encoders: Encoders, dit: MaskDiT, stage: DiffusionStage, *args: Any, **given: Any) -> None:
+        super().__init__(encoders, dit, stage, *args, **given)
+        assert encoders.text_encoder is not None
+        self.networks = {"dit": TextToLatents(encoders.text_encoder, dit).requires_grad_(True)}
+        self.settings |= {"text_encoder": "trained"}
+
+    def _inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        latents, _ = self.encoders.latents(batch, generator)
+        return latents, *self.encoders.tokens(self.encoders.captions(batch, self.stage.empty_captions, generator))
+
+    @property
+    def _dit(self) -> nn.Module:
+        model = self.networks["dit"]
+        assert isinstance(model, TextToLatents)
+        return model.dit
+
+    def publish(self, folder: Path) -> None:
+        assert self.encoders.text_encoder is not None
+        write_safetensors(folder / "text_encoder.safetensors", self.encoders.text_encoder, torch.float32)
+        super().publish(folder)
 
 
 class ControlNetTask:
@@ -255,14 +316,30 @@ def start_cross_attention(dit: MaskDiT) -> MaskDiT:
 
 
 def _noised(
-    latents: Tensor, alphas: Tensor, gamma: float | None, generator: torch.Generator
+    latents: Tensor, alphas: Tensor, gamma: float | None, generator: torch.Generator, high_noise: float | None = None
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Noisy latents and velocities at even random timesteps, those (B,), and their weights."""
+    """Noisy latents and velocities at random timesteps, those (B,), and their weights."""
     device = generator.device
     noise = torch.randn(latents.shape, generator=generator, device=device)
-    timesteps = torch.randint(len(alphas), (len(latents),), generator=generator, device=device)
+    timesteps = draw_timesteps(len(latents), len(alphas), high_noise, generator)
     noisy, target = add_noise(latents, noise, alphas[timesteps])
     return noisy, target, timesteps, None if gamma is None else min_snr_weights(alphas[timesteps], gamma)
+
+
+def draw_timesteps(count: int, num_steps: int, high_noise: float | None, generator: torch.Generator) -> Tensor:
+    """(B,) timesteps: even draws, or one from each of `count` equal parts with `high_noise` of them all above 60 %.
+
+    What sounds when is decided in the noise: in thousands of latent values an event shows through far more of it than
+    in one. A small model that sees too little of it samples near-silence.
+    """
+    device = generator.device
+    if high_noise is None:
+        return torch.randint(num_steps, (count,), generator=generator, device=device)
+    place = (torch.arange(count, device=device) + torch.rand(count, generator=generator, device=device)) / count
+    place = (place + torch.rand(1, generator=generator, device=device)) % 1
+    below = 1 - high_noise
+    share = torch.where(place < below, 0.6 * place / below, 0.6 + 0.4 * (place - below) / high_noise)
+    return (share * num_steps).long().clamp(max=num_steps - 1)
 
 
 def listen(

@@ -23,11 +23,13 @@ class Schedule:
         learning_rate: reached after the warm-up.
         warmup_steps: of a straight rise from zero.
         half_life: steps after which 1/√(1 + step / half_life) has fallen to 0.71; 0 keeps the rate.
+        fall: the first and the last step of a straight fall to a hundredth, which is kept from there on; None: none.
     """
 
     learning_rate: float
     warmup_steps: int = 0
     half_life: int = 0
+    fall: tuple[int, int] | None = None
 
     def __post_init__(self) -> None:
         _check(0 < self.learning_rate < 1, "learning_rate", "more than 0 and less than 1", self.learning_rate)
@@ -36,7 +38,11 @@ class Schedule:
     def rate(self, step: int) -> float:
         """step: from 0."""
         warm = min(1.0, (step + 1) / self.warmup_steps) if self.warmup_steps else 1.0
-        return self.learning_rate * warm * ((1 + step / self.half_life) ** -0.5 if self.half_life else 1.0)
+        decay = (1 + step / self.half_life) ** -0.5 if self.half_life else 1.0
+        if self.fall is not None:
+            first, last = self.fall
+            decay *= min(1.0, max(0.01, (last - step) / max(1, last - first)))
+        return self.learning_rate * warm * decay
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +105,7 @@ class DiffusionStage:
         empty_captions: share of captions replaced by "", for guidance.
         min_snr_gamma: weight min(SNR, γ) / (SNR + 1) of a timestep's loss (Hang et al. 2023, for v-prediction); None
             weighs all alike.
+        high_noise: share of the timesteps in the noisiest 40 %, and all spread over the batch; None draws evenly.
     """
 
     name: str
@@ -108,8 +115,10 @@ class DiffusionStage:
     mask_span: int = 10
     empty_captions: float = 0.0
     min_snr_gamma: float | None = None
+    high_noise: float | None = None
 
     def __post_init__(self) -> None:
+        _check(self.high_noise is None or 0 < self.high_noise < 1, "high_noise", "between 0 and 1", self.high_noise)
         low, high = self.mask_ratio
         _check(0 < low <= high <= 1, "mask_ratio", "0 < low <= high <= 1", self.mask_ratio)
         for name in ("partly_masked", "empty_captions"):

@@ -112,11 +112,14 @@ class Trainer:
     def __init__(self, task: Task, run: RunSettings, folder: Path, num_workers: int = 0, quiet: bool = False) -> None:
         try:
             from accelerate import Accelerator
+            from accelerate.state import AcceleratorState
         except ModuleNotFoundError as error:
             raise MissingExtraError('training needs accelerate: pip install "ezaudio[train]"') from error
         if run.precision == "fp16" and not torch.cuda.is_available():
             raise InputError("fp16 training needs a GPU: use bf16 or fp32")
         self.task, self.run, self.folder, self._workers, self._quiet = task, run, folder, num_workers, quiet
+        # One for the whole process, and it would keep the precision of a run before this one.
+        AcceleratorState._reset_state()
         self._accelerator = Accelerator(
             mixed_precision=MIXED[run.precision], gradient_accumulation_steps=run.accumulation
         )

@@ -1,98 +1,248 @@
-"""Train the packaged model `nano` from nothing.
+"""Train the packaged model `nano` from nothing, in one command that goes on where it was stopped.
 
-    ezaudio-train nano FOLDER --recordings RECORDINGS
+    ezaudio-train nano RUN --recordings RECORDINGS
 
-leaves `config.json`, `dit.safetensors`, `vae.safetensors`, `text_encoder.safetensors`, `tokenizer.json` and
-`spiece.model` in FOLDER; its subfolder `training` holds what a stopped run resumes from.
+RUN/sounds-5s, sounds-10s     scenes of synthesised and recorded sounds with captions
+RUN/model                     the model: config.json, weights, tokenizer; what the stages have taught it is put here
+RUN/latents-5s, latents-10s   the scenes as latents
+RUN/stage1, stage2, stage3    the paper's stages, each a run of the general trainer
+RUN/decoder                   the autoencoder's decoder, learning to keep a sampler's noise quiet
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
+from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import EzAudioConfig, preset
-from ezaudio.data.clips import all_sounds
+from ezaudio.data.command import progress_bar
+from ezaudio.data.dataset import ManifestDataset, collate
+from ezaudio.data.manifest import read_manifest
+from ezaudio.data.shards import LatentShards, ShardSettings, collate_latents, encode_shards
 from ezaudio.data.synthesis import Sound
+from ezaudio.data.synthesis.dataset import render_folder
+from ezaudio.data.synthesis.scenes import solo
 from ezaudio.data.tokenizer import write_tokenizer
-from ezaudio.runtime.errors import InputError
-from ezaudio.training.checkpoint import Arrays
-from ezaudio.training.nano.diffusion import train_diffusion
-from ezaudio.training.nano.latents import encode_bank
-from ezaudio.training.nano.vae import refine_decoder, train_vae
+from ezaudio.dit import MaskDiT
+from ezaudio.text import build_text_encoder
+from ezaudio.training.autoencoder import AutoencoderTask
+from ezaudio.training.latent_diffusion import (
+    Encoders,
+    LatentDiffusionTask,
+    TextAndDiffusionTask,
+    start_cross_attention,
+)
+from ezaudio.training.nano.autoencoder import start_as_lapped_transform
+from ezaudio.training.nano.start import start_as_pass_through, teach_names
+from ezaudio.training.nano.vocabulary import STYLE, taught_sounds
+from ezaudio.training.settings import STAGES, AutoencoderLosses, DiffusionStage, RunSettings, Schedule
+from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
-from ezaudio.weights import save_atomic
+from ezaudio.weights import load_weights, read_state_dict
 
-STAGES = ("vae", "decoder", "latents", "dit")
-MINUTES = {"vae": 20.0, "decoder": 10.0, "latents": 0.0, "dit": 90.0}
+if TYPE_CHECKING:
+    from transformers import T5EncoderModel
 
-
-def run_stage(
-    stage: str,
-    config: EzAudioConfig,
-    sounds: list[Sound],
-    folder: Path,
-    minutes: float,
-    clips_per_sound: int,
-    bf16: bool,
-) -> None:
-    """One of `STAGES`; each reads what the one before wrote to `folder`."""
-    work = folder / "training"
-    if stage == "vae":
-        (folder / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n")
-        write_tokenizer(folder, config.text.vocab_size)
-        vae = train_vae(config.vae, sounds, work / "vae.safetensors", minutes)
-        save_atomic(dict(vae.state_dict()), folder / "vae.safetensors")
-        return
-    if not (folder / "vae.safetensors").is_file():
-        raise FileNotFoundError(f"no {folder / 'vae.safetensors'}: run --stage vae first")
-    vae = AutoencoderOobleck(config.vae)
-    vae.load_state_dict(load_file(folder / "vae.safetensors"))
-    if stage == "decoder":
-        refine_decoder(vae, sounds, work / "decoder.safetensors", minutes)
-        save_atomic(dict(vae.state_dict()), folder / "vae.safetensors")
-        return
-    bank = encode_bank(vae.eval(), sounds, work / "latents.safetensors", clips_per_sound)
-    if stage == "latents":
-        return
-
-    def publish(average: Arrays) -> None:
-        for part in ("dit", "text_encoder"):
-            weights = {k.removeprefix(f"{part}."): v for k, v in average.items() if k.startswith(f"{part}.")}
-            save_atomic(weights, folder / f"{part}.safetensors")
-
-    tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
-    train_diffusion(config, bank, sounds, tokenizer, work / "dit.safetensors", minutes, publish, bf16=bf16)
+PROMPTS = ("dog barking", "a puppy barking while rain falls", "church bell tolling", "piano playing")
+HIGH_NOISE = 0.55
+DECODER_NOISE = 3.0  # deviations of the posterior
+ENCODED_AT_ONCE = 2  # on a CPU larger batches take twice as long, for page faults
 
 
-def train_nano(
-    folder: Path,
-    recordings: Path | None,
-    stages: Sequence[str],
-    minutes: float | None,
-    clips_per_sound: int,
-    bf16: bool,
-) -> None:
-    """Run `stages` one after the other; what a stopped one left is gone on from.
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One of the paper's stages at this size: `scene_s` is the length of its scenes."""
+
+    stage: DiffusionStage
+    run: RunSettings
+    scene_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """Sizes of everything. `scenes`: how many of which length, in seconds."""
+
+    config: EzAudioConfig
+    scenes: tuple[tuple[float, int], ...]
+    stages: tuple[Stage, ...]
+    decoder: RunSettings
+    losses: AutoencoderLosses
+    name_steps: int = 600
+
+
+def recipe(effort: float = 1.0) -> Recipe:
+    """The packaged model's. effort: multiplies the steps of all stages."""
+
+    def stage(name: str, steps: int, rate: float, batch: int, scene_s: float, falls: bool, **given: Any) -> Stage:
+        steps = max(1, round(effort * steps))
+        schedule = Schedule(rate, warmup_steps=min(300, steps), fall=(steps // 2, steps) if falls else None)
+        run = RunSettings(
+            steps,
+            schedule,
+            batch_size=batch,
+            ema_decay=0.999,
+            betas=(0.9, 0.99),
+            clip_s=scene_s,
+            save_every=500,
+            sample_every=3000,
+        )
+        return Stage(replace(STAGES[name], high_noise=HIGH_NOISE, **given), run, scene_s)
+
+    return Recipe(
+        preset("nano"),
+        scenes=((5.0, 7000), (10.0, 1200)),
+        stages=(
+            stage("stage1", 1000, 1e-3, 8, 5.0, falls=False),
+            stage("stage2", 13_000, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
+            stage("stage3", 1500, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
+        ),
+        decoder=RunSettings(
+            max(1, round(effort * 1200)),
+            Schedule(2e-4, warmup_steps=100),
+            batch_size=8,
+            precision="fp32",
+            ema_decay=0.995,
+            betas=(0.8, 0.99),
+            clip_norm=10.0,
+            clip_s=0.96,
+            save_every=300,
+            sample_every=0,
+        ),
+        losses=AutoencoderLosses(windows=(2048, 512, 128), judged_windows=(1280, 320), filters=12),
+    )
+
+
+def train_nano(folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False) -> None:
+    """Every step that is not done yet, one after the other; `folder`/model is the result.
 
     Args:
         recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
-        minutes: of each stage; None takes `MINUTES`.
-        clips_per_sound: of 10.24 s, encoded once for the last stage.
 
-    Raises: InputError when what a stage needs is missing.
+    Raises: InputError when recordings are missing, or the folder was begun with other settings.
     """
     # Long quiet tails make denormal numbers, which a CPU multiplies a hundred times slower.
     torch.set_flush_denormal(True)
+    sounds = taught_sounds(recordings)
     folder.mkdir(parents=True, exist_ok=True)
-    try:
-        sounds = all_sounds(recordings)
-        for stage in stages:
-            run_stage(stage, preset("nano"), sounds, folder, minutes or MINUTES[stage], clips_per_sound, bf16)
-    except FileNotFoundError as error:
-        raise InputError(str(error)) from error
+    for number, (seconds, count) in enumerate(made.scenes):
+        with progress_bar(f"scenes of {seconds:g} s", count, quiet) as bar:
+            render_folder(_sounds(folder, seconds), sounds, count, number, seconds, style=STYLE, progress=bar.update)
+    model = folder / "model"
+    if not (model / "config.json").is_file():
+        begin_model(model, folder, made, sounds)
+    source = open_source(str(model))
+    for seconds, count in made.scenes:
+        manifest = read_manifest(_sounds(folder, seconds) / "manifest.jsonl")
+        settings = ShardSettings(source.origin, text_states=False, duration_s=seconds, seed=0, shard_size=500)
+        with progress_bar(f"latents of {seconds:g} s", count, quiet) as bar:
+            encode_shards(manifest, source, _latents(folder, seconds), settings, ENCODED_AT_ONCE, bar.update)
+    before: Path | None = None
+    for stage in made.stages:
+        before = train_stage(folder, source, stage, before, quiet)
+    decoder = train_decoder(folder, source, made, quiet)
+    if before is not None:
+        put_together(model, source, before, decoder)
+
+
+def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
+    """The model as it is before any stage: the autoencoder set by formula, a text encoder that names sounds."""
+    config = made.config
+    torch.manual_seed(0)
+    tokenizer = write_tokenizer(folder / "tokenizer", config.text.vocab_size)
+    vae = AutoencoderOobleck(config.vae)
+    start_as_lapped_transform(vae, _clips(sounds, 120 * config.vae.hop))
+    text_encoder = build_text_encoder(config.text)
+    captions = [
+        (row.caption, frozenset(event["name"] for event in json.loads(row.others["events"])))
+        for seconds, _ in made.scenes
+        for row in read_manifest(_sounds(folder, seconds) / "manifest.jsonl").rows
+    ]
+    teach_names(text_encoder, tokenizer, captions, made.name_steps)
+    dit = start_as_pass_through(MaskDiT(config.dit), torch.Generator().manual_seed(0))
+    files = {name: folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")}
+    save_folder(model, config, dit, vae, text_encoder, files)
+
+
+def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | None, quiet: bool) -> Path:
+    """Run one stage, from what the one `before` left or the model's own weights. Returns its folder."""
+    run = folder / stage.stage.name
+    weights = run / "dit.safetensors"
+    if weights.is_file():
+        return run
+    dit, text_encoder = source.dit(), source.text_encoder()
+    if before is not None:
+        _take(before, dit, text_encoder)
+    if stage.stage.name == "stage2":
+        start_cross_attention(dit)
+    given = (stage.run.schedule, PROMPTS, min(stage.scene_s, 5.0))
+    task: LatentDiffusionTask
+    if stage.stage.with_text:
+        tokenizer = Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
+        task = TextAndDiffusionTask(
+            Encoders(source.config, source.vae(), text_encoder, tokenizer), dit, stage.stage, *given
+        )
+    else:
+        task = LatentDiffusionTask(Encoders(source.config, source.vae()), dit, stage.stage, *given)
+    trainer = Trainer(task, stage.run, run, num_workers=0, quiet=quiet)
+    trainer.train(LatentShards(_latents(folder, stage.scene_s)), collate_latents)
+    return run
+
+
+def train_decoder(folder: Path, source: ModelSource, made: Recipe, quiet: bool) -> Path:
+    """Spectral and adversarial training of the decoder on the encoder's latents with noise. Returns its folder.
+
+    The encoder stays as it is: the latents of the other stages are its own.
+    """
+    run = folder / "decoder"
+    if (run / "vae.safetensors").is_file():
+        return run
+    torch.manual_seed(0)
+    vae = source.vae().unfold_weight_norm()
+    task = AutoencoderTask(vae, made.decoder.schedule, made.losses, decoder_noise=DECODER_NOISE)
+    manifest = read_manifest(_sounds(folder, made.scenes[0][0]) / "manifest.jsonl")
+    rate = source.config.vae.sample_rate
+    dataset = ManifestDataset(manifest, round(made.decoder.clip_s * rate), rate)
+    Trainer(task, made.decoder, run, num_workers=0, quiet=quiet).train(dataset, collate)
+    return run
+
+
+def put_together(model: Path, source: ModelSource, last: Path, decoder: Path) -> None:
+    """The model with the weights of its last stage and its decoder."""
+    dit, text_encoder, vae = source.dit(), source.text_encoder(), source.vae().unfold_weight_norm()
+    _take(last, dit, text_encoder)
+    load_weights(vae, read_state_dict(decoder / "vae.safetensors"), str(decoder))
+    save_folder(model, source.config, dit, vae, text_encoder, source.tokenizer_files())
+
+
+def _take(run: Path, dit: MaskDiT, text_encoder: T5EncoderModel) -> None:
+    """The weights that a stage left; the first one leaves the text encoder alone."""
+    load_weights(dit, read_state_dict(run / "dit.safetensors"), f"'{run}'")
+    path = run / "text_encoder.safetensors"
+    if path.is_file():
+        weights = read_state_dict(path)
+        weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # tied, stored once
+        load_weights(text_encoder, weights, f"'{path}'")
+
+
+def _sounds(folder: Path, seconds: float) -> Path:
+    return folder / f"sounds-{seconds:g}s"
+
+
+def _latents(folder: Path, seconds: float) -> Path:
+    return folder / f"latents-{seconds:g}s"
+
+
+def _clips(sounds: list[Sound], num_samples: int, count: int = 6) -> torch.Tensor:
+    clips = []
+    for number, sound in enumerate(sounds):
+        for index in range(count):
+            clip = solo(np.random.default_rng((0, number, index)), sound, num_samples)
+            clips.append(clip / max(float(np.abs(clip).max()), 1e-3))
+    return torch.from_numpy(np.array(clips, np.float32))
