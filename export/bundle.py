@@ -238,6 +238,8 @@ def _write_bundle(source: ModelSource, folder: Path, precision_name: str, progre
     build.add("vae", _vae_parts(source, Sampler(source.config)))
     for name, path in source.tokenizer_files().items():
         shutil.copyfile(path, folder / name)
+    if source.card is not None:
+        shutil.copyfile(source.card, folder / manifest.CARD_FILE)
     lint.refuse(lint.lint_bundle(folder, build.graphs, precision_name, typed=False))
     progress("hashing", build.total, build.total)
     Manifest(

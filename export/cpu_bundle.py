@@ -7,7 +7,6 @@ with prompts that the scan of `sensitivity` did not see; all others by their out
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -65,8 +64,7 @@ def write_cpu_bundle(
         system.sessions.release()
         choice = sensitivity.scan(reference / given.graphs["denoiser"].file, asked, progress)
     _write_graphs(system, reference, folder, precision_name, choice)
-    for name in ("tokenizer.json", "spiece.model"):
-        shutil.copyfile(reference / name, folder / name)
+    manifests.copy_texts(reference, given, folder)
     lint.refuse(lint.lint_bundle(folder, given.graphs, precision_name, typed=False))
     derived = replace(given, precision=precision_name)
     checks = _compare(system, _system(folder, derived, threads), latents, precision_name, progress)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -60,8 +59,7 @@ def write_typed_bundle(
     Raises BundleError, naming graph and layer, when a graph breaks a rule or the certificate is beyond a tolerance.
     """
     work = _TypedBundle(reference, folder, precision, scope, progress, threads)
-    for name in ("tokenizer.json", "spiece.model"):
-        shutil.copyfile(reference / name, folder / name)
+    manifests.copy_texts(reference, work.source, folder)
     walked, largest = work.walk()
     islands = work.write_graphs(largest)
     graphs = work.compare_graphs(walked)

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Literal, TypeVar
 from ezaudio import hub
 from ezaudio.config import PRESETS, EzAudioConfig, TextConfig, preset
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
+from ezaudio.runtime.manifest import CARD_FILE
 
 try:
     import torch
@@ -76,7 +77,8 @@ NANO_FOLDER = Path(__file__).parent / "nano"
 class ModelSource:
     """Where the parts of a system come from. Each call loads its part anew: float32, eval mode, no gradients.
 
-    `origin` and `licence` are what a bundle made of these parts says about them.
+    `origin` and `licence` are what a bundle made of these parts says about them, `card` is the file that tells how they
+    were trained.
     """
 
     config: EzAudioConfig
@@ -84,6 +86,7 @@ class ModelSource:
     licence: str
     fills: Mapping[str, Fill]
     find_tokenizer: Callable[[], dict[str, Path]]
+    card: Path | None = None
 
     def dit(self) -> MaskDiT:
         """The diffusion transformer."""
@@ -184,6 +187,7 @@ def save_folder(
     tokenizer_files: Mapping[str, Path],
     controlnet: ControlNet | None = None,
     dtype: torch.dtype = torch.float32,
+    card: str | None = None,
 ) -> None:
     """Writes a folder that `open_source` reads, whole or not at all; replaces an empty folder or one of the same kind.
 
@@ -191,6 +195,7 @@ def save_folder(
         vae: with or without weight-norm, not changed; stored folded.
         tokenizer_files: "tokenizer.json" and "spiece.model".
         dtype: float32, or float16 for half the size. Buffers stay as they are.
+        card: how the model was trained; goes into its bundles.
 
     Raises:
         InputError: the folder cannot be written or holds something else.
@@ -217,6 +222,8 @@ def save_folder(
             write_safetensors(temporary / name, module, dtype)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_files[name], temporary / name)
+        if card is not None:
+            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)
@@ -283,7 +290,9 @@ def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, lic
         fills["controlnet"] = _given_controlnet(controlnet)
     elif (folder / CONTROLNET_FILE).is_file():
         fills["controlnet"] = _from_file(partial(folder.joinpath, CONTROLNET_FILE))
-    return ModelSource(config, origin, licence, fills, lambda: {name: folder / name for name in TOKENIZER_FILES})
+    card = folder / CARD_FILE
+    find_tokenizer: Callable[[], dict[str, Path]] = lambda: {name: folder / name for name in TOKENIZER_FILES}  # noqa: E731
+    return ModelSource(config, origin, licence, fills, find_tokenizer, card if card.is_file() else None)
 
 
 def _random_source(config: EzAudioConfig, with_controlnet: bool, seed: int) -> ModelSource:
@@ -389,7 +398,7 @@ def _check_replaceable(folder: Path) -> None:
     if not folder.exists() and not folder.is_symlink():
         return
     names = {path.name for path in folder.iterdir()} if folder.is_dir() and not folder.is_symlink() else {""}
-    if names and not ("config.json" in names and names <= {*FOLDER_FILES, CONTROLNET_FILE}):
+    if names and not ("config.json" in names and names <= {*FOLDER_FILES, CONTROLNET_FILE, CARD_FILE}):
         raise InputError(f"'{folder}' exists and is no model folder: choose another name, or remove it")
 
 

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.certificate import Certificate
 from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.naming import replace_file
 from ezaudio.runtime.presets import PRESETS, Preset
 from ezaudio.runtime.tensor_spec import TensorSpec
 
 FILE_NAME = "manifest.json"
+# How the weights were trained, and how well; a bundle may lack it.
+CARD_FILE = "model_card.md"
 FORMAT = "ezaudio-bundle"
 FORMAT_VERSION = 2
 MAX_MANIFEST_BYTES = 4 << 20
@@ -77,6 +81,11 @@ class Manifest:
     certificate: Certificate | None = None
     presets: dict[str, Preset] = field(default_factory=lambda: dict(PRESETS))
 
+    def with_card(self, folder: Path, text: str) -> Manifest:
+        """The manifest once `text` is the bundle's model card, which is written; `write` makes it count."""
+        replace_file(folder / CARD_FILE, text.encode())
+        return replace(self, files={**self.files, CARD_FILE: describe_file(folder / CARD_FILE)})
+
     def to_dict(self) -> dict[str, Any]:
         return {
             "format": FORMAT,
@@ -121,6 +130,13 @@ def sealed(data: dict[str, Any]) -> dict[str, Any]:
     others = {key: value for key, value in data.items() if key != "sha256"}
     text = json.dumps(others, sort_keys=True, separators=(",", ":"))
     return {**others, "sha256": hashlib.sha256(text.encode()).hexdigest()}
+
+
+def copy_texts(source: Path, manifest: Manifest, target: Path) -> None:
+    """Copy what a bundle holds besides graphs, weights and reference data."""
+    for name in ("tokenizer.json", "spiece.model", CARD_FILE):
+        if name in manifest.files:
+            shutil.copyfile(source / name, target / name)
 
 
 def describe_file(path: Path) -> FileEntry:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -203,15 +204,21 @@ def vae(resume_weights: bool, **given: Any) -> None:
 def nano(folder: Path, recordings: Path | None, effort: float, threads: int | None, quiet: bool) -> None:
     """Scenes, autoencoder, text encoder and the three stages of the model in the package; goes on where it stopped.
 
-    RUN/model then is a model: ezaudio-export --model RUN/model.
+    RUN/model then is a model, RUN/bundle is that exported, and RUN/quality.json says how well it does:
+    ezaudio-run "dog barking" --bundle RUN/bundle.
     """
     import torch
 
+    from ezaudio.evaluation.report import told
     from ezaudio.training.nano.recipe import recipe, train_nano
 
     if threads:
         torch.set_num_threads(threads)
-    train_nano(folder, recordings, recipe(effort), quiet)
+    given = ["ezaudio-train", "nano", str(folder), *(["--recordings", str(recordings)] if recordings else [])]
+    command = shlex.join([*given, *(["--effort", f"{effort:g}"] if effort != 1 else [])])
+    report = train_nano(folder, recordings, recipe(effort), quiet, command)
+    if not quiet:
+        click.echo("\n".join(told(report)))
 
 
 def _train_stage(name: str, given: dict[str, Any]) -> None:

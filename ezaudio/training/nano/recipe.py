@@ -7,11 +7,13 @@ RUN/model                     the model: config.json, weights, tokenizer; what t
 RUN/latents-5s, latents-10s   the scenes as latents
 RUN/stage1, stage2, stage3    the paper's stages, each a run of the general trainer
 RUN/decoder                   the autoencoder's decoder, learning to keep a sampler's noise quiet
+RUN/bundle, quality.json      the model exported, and judged; its model card is in RUN/model too
 """
 
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,8 @@ from ezaudio.data.synthesis.dataset import render_folder
 from ezaudio.data.synthesis.scenes import solo
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
+from ezaudio.runtime.manifest import CARD_FILE
+from ezaudio.runtime.naming import replace_file
 from ezaudio.text import build_text_encoder
 from ezaudio.training.autoencoder import AutoencoderTask
 from ezaudio.training.latent_diffusion import (
@@ -49,6 +53,8 @@ from ezaudio.weights import load_weights, read_state_dict
 
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
+
+    from ezaudio.evaluation.report import QualityReport
 
 PROMPTS = ("dog barking", "a puppy barking while rain falls", "church bell tolling", "piano playing")
 HIGH_NOISE = 0.55
@@ -100,8 +106,8 @@ def recipe(effort: float = 1.0) -> Recipe:
         scenes=((5.0, 7000), (10.0, 1200)),
         stages=(
             stage("stage1", 1000, 1e-3, 8, 5.0, falls=False),
-            stage("stage2", 13_000, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
-            stage("stage3", 1500, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
+            stage("stage2", 10_500, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
+            stage("stage3", 1000, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
         ),
         decoder=RunSettings(
             max(1, round(effort * 1200)),
@@ -119,11 +125,15 @@ def recipe(effort: float = 1.0) -> Recipe:
     )
 
 
-def train_nano(folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False) -> None:
-    """Every step that is not done yet, one after the other; `folder`/model is the result.
+def train_nano(
+    folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 4
+) -> QualityReport:
+    """Every step that is not done yet, one after the other; `folder`/model and `folder`/bundle are the result.
 
     Args:
         recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
+        command: for the model card.
+        count: clips a kind and wording that are judged.
 
     Raises: InputError when recordings are missing, or the folder was begun with other settings.
     """
@@ -147,8 +157,9 @@ def train_nano(folder: Path, recordings: Path | None, made: Recipe, quiet: bool 
     for stage in made.stages:
         before = train_stage(folder, source, stage, before, quiet)
     decoder = train_decoder(folder, source, made, quiet)
-    if before is not None:
-        put_together(model, source, before, decoder)
+    assert before is not None
+    put_together(model, source, before, decoder)
+    return judge_model(folder, recordings, made, quiet, command, count)
 
 
 def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
@@ -219,6 +230,29 @@ def put_together(model: Path, source: ModelSource, last: Path, decoder: Path) ->
     _take(last, dit, text_encoder)
     load_weights(vae, read_state_dict(decoder / "vae.safetensors"), str(decoder))
     save_folder(model, source.config, dit, vae, text_encoder, source.tokenizer_files())
+
+
+def judge_model(
+    folder: Path, recordings: Path | None, made: Recipe, quiet: bool, command: str, count: int
+) -> QualityReport:
+    """Export in half precision, judge the bundle, and put the model card into model and bundle."""
+    from ezaudio.evaluation.judge_training import kept_judge
+    from ezaudio.evaluation.progress import bars, silent
+    from ezaudio.evaluation.report import evaluate
+    from ezaudio.export.bundle import export_bundle
+    from ezaudio.runtime.text_to_audio import TextToAudio
+    from ezaudio.training.nano.card import model_card
+
+    source = open_source(str(folder / "model"))
+    manifest = export_bundle(source, folder / "bundle", "fp16")
+    with nullcontext(silent) if quiet else bars() as progress:
+        judge = kept_judge(folder / "judge.safetensors", recordings, progress)
+        report = evaluate(TextToAudio(str(folder / "bundle")), judge, recordings, count, progress=progress)
+    replace_file(folder / "quality.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
+    card = model_card(folder, made, recordings, command, report)
+    manifest.with_card(folder / "bundle", card).write(folder / "bundle")
+    replace_file(folder / "model" / CARD_FILE, card.encode())
+    return report
 
 
 def _take(run: Path, dit: MaskDiT, text_encoder: T5EncoderModel) -> None:
