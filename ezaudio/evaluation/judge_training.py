@@ -1,0 +1,173 @@
+"""Training of the judge, on renderings that no model was trained on, and how often it is right about yet others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor
+
+from ezaudio.data.synthesis import Sound
+from ezaudio.data.synthesis.primitives import SAMPLE_RATE
+from ezaudio.evaluation.judge import BATCH, Judge, JudgeCard, JudgeNetwork, decibels
+from ezaudio.evaluation.mels import BANDS, HOP, MelPower
+from ezaudio.evaluation.renderings import CHECKED_SEED, CLIP_S, LEARNT_SEED, Rendering, pairs, singles
+
+Progress = Callable[[str, int, int], object]  # what is done, how much of it, out of how much
+
+MIX_SHARE = 0.4
+MIX_DB = (-12.0, 3.0)
+IN_TURN_SHARE = 0.4
+TILT_DB = 6.0
+NOISE_DB = (-80.0, -35.0)
+NOISE_CLIPS = 8
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeSettings:
+    """How a judge is trained.
+
+    Attributes:
+        alone, scenes: clips of each kind alone, and scenes of one sound.
+        pairs: scenes of two sounds in all; more are mixed while training.
+        checked: clips of each kind that it is checked on afterwards, and of two sounds as many as of all kinds.
+    """
+
+    alone: int = 24
+    scenes: int = 32
+    pairs: int = 1000
+    steps: int = 900
+    batch: int = 48
+    learning_rate: float = 3e-3
+    checked: int = 4
+    seed: int = LEARNT_SEED
+
+
+def train_judge(
+    held_out: Sequence[Sound],
+    taught: Sequence[Sound] | None = None,
+    settings: JudgeSettings = JudgeSettings(),  # noqa: B008  frozen
+    progress: Progress = lambda what, done, total: None,
+) -> Judge:
+    """A judge of these kinds of sound. The same settings and number of threads give the same judge.
+
+    Args:
+        held_out: all kinds, drawing from the recorded events that are held out (`known_sounds(…, held_out=True)`).
+        taught: the same kinds as models are taught them. The judge does not learn from these; that it knows them is
+            checked, because it has heard other recorded events.
+    """
+    kinds, seed = len(held_out), settings.seed
+    renderings = singles(kinds, settings.alone, seed, alone=True) + singles(kinds, settings.scenes, seed)
+    renderings += pairs(kinds, settings.pairs, seed)
+    power, labels = _rendered(renderings, held_out, progress)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = JudgeNetwork(kinds)
+        torch.nn.init.constant_(network.score.bias, -3.0)  # of all kinds few are in a clip
+        _fit(network, power, labels, settings, progress)
+    judge = Judge(network, JudgeCard(tuple(sound.name for sound in held_out)))
+    ceiling = check_judge(judge, held_out, settings.checked, progress)
+    if taught is not None:
+        known = check_judge(judge, taught, settings.checked, progress)
+        ceiling |= {f"taught_{name}": share for name, share in known.items()}
+    return Judge(network, JudgeCard(judge.card.kinds, asdict(settings), ceiling))
+
+
+def check_judge(
+    judge: Judge, sounds: Sequence[Sound], count: int, progress: Progress = lambda what, done, total: None
+) -> dict[str, float]:
+    """Shares of right answers on other renderings than it was trained on, `count` of each kind.
+
+    Returns: `alone` and `single` (scenes of one sound): the kind has the highest score; `pairs`: both kinds have the
+        two highest.
+    """
+    kinds = len(sounds)
+    sets = {
+        "alone": singles(kinds, count, CHECKED_SEED, alone=True),
+        "single": singles(kinds, count, CHECKED_SEED),
+        "pairs": pairs(kinds, count * kinds, CHECKED_SEED),
+    }
+    shares = {}
+    for name, renderings in sets.items():
+        right = 0
+        for start in range(0, len(renderings), BATCH):
+            batch = renderings[start : start + BATCH]
+            scores, _ = judge.hear([rendering.render(sounds) for rendering in batch])
+            right += sum(heard(row, each.kinds) for row, each in zip(scores, batch, strict=True))
+            progress("checking the judge", start + len(batch), len(renderings))
+        shares[name] = right / len(renderings)
+    return shares
+
+
+def heard(scores: NDArray[np.float32], kinds: Sequence[int]) -> bool:
+    """Whether the kinds (numbers) have the highest scores (K,)."""
+    return set(np.argsort(-scores, kind="stable")[: len(kinds)].tolist()) == set(kinds)
+
+
+def _rendered(renderings: Sequence[Rendering], sounds: Sequence[Sound], progress: Progress) -> tuple[Tensor, Tensor]:
+    """Mel power (N, BANDS, columns) and labels (N, K)."""
+    mels = MelPower(SAMPLE_RATE)
+    columns = 1 + round(CLIP_S * SAMPLE_RATE) // HOP
+    power = torch.empty(len(renderings), BANDS, columns)
+    labels = torch.zeros(len(renderings), len(sounds))
+    for number, rendering in enumerate(renderings):
+        power[number] = mels(torch.from_numpy(rendering.render(sounds))[None])[0]
+        labels[number, list(rendering.kinds)] = 1
+        progress("rendering", number + 1, len(renderings))
+    return power, labels
+
+
+def _fit(network: JudgeNetwork, power: Tensor, labels: Tensor, settings: JudgeSettings, progress: Progress) -> None:
+    rng = np.random.default_rng((settings.seed, 3))
+    noise = MelPower(SAMPLE_RATE)(torch.from_numpy(rng.standard_normal((NOISE_CLIPS, _length(power)), np.float32)))
+    optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-2)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.15)
+    network.train()
+    for step in range(settings.steps):
+        levels, wanted = _draw(rng, power, labels, noise, settings.batch)
+        loss = F.binary_cross_entropy_with_logits(network(levels)[0], wanted, reduction="sum") / settings.batch
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        schedule.step()
+        progress("training the judge", step + 1, settings.steps)
+    network.eval()
+
+
+def _length(power: Tensor) -> int:
+    return (power.shape[2] - 1) * HOP
+
+
+def _draw(rng: np.random.Generator, power: Tensor, labels: Tensor, noise: Tensor, batch: int) -> tuple[Tensor, Tensor]:
+    """Levels (B, BANDS, N) and labels (B, K) of random clips, some mixed from two, with a random slope and faint noise.
+
+    Powers of sounds that know nothing of each other add up.
+    """
+    rows = torch.from_numpy(rng.integers(len(power), size=batch))
+    mixed, wanted = power[rows], labels[rows]
+    columns = mixed.shape[2]
+    shifts, others = rng.integers(columns, size=(2, batch)), rng.integers(len(power), size=batch)
+    for row in range(batch):
+        mixed[row] = mixed[row].roll(int(shifts[0, row]), 1)
+        one_each = labels[others[row]].sum() == 1 == wanted[row].sum() and not labels[others[row]].equal(wanted[row])
+        if rng.random() >= MIX_SHARE or not one_each:
+            continue
+        loudness = mixed[row].mean() / power[others[row]].mean().clamp_min(1e-20)
+        other = power[others[row]].roll(int(shifts[1, row]), 1)
+        if rng.random() < IN_TURN_SHARE:
+            mixed[row, :, columns // 2 :] = 0
+            other[:, : columns // 2] = 0
+        elif rng.random() < 0.5:
+            loudness = torch.tensor(1.0)  # equal peaks, as in scenes, in place of equal loudness
+        mixed[row] += other * loudness * 10 ** (float(rng.uniform(*MIX_DB)) / 10)
+        wanted[row] = wanted[row] + labels[others[row]]
+    slopes = np.stack([np.interp(np.linspace(0, 1, BANDS), [0, 0.5, 1], y) for y in rng.uniform(-1, 1, (batch, 3))])
+    mixed *= torch.from_numpy(10 ** (TILT_DB / 10 * slopes)).float()[:, :, None]
+    floor = 10 ** (torch.from_numpy(rng.uniform(*NOISE_DB, batch)).float() / 10)
+    loudest = mixed.amax(dim=(1, 2)) / noise.mean()
+    mixed += noise[torch.from_numpy(rng.integers(len(noise), size=batch))] * (floor * loudest)[:, None, None]
+    return decibels(mixed), wanted
