@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -15,9 +16,10 @@ from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.primitives import SAMPLE_RATE
 from ezaudio.evaluation.judge import BATCH, Judge, JudgeCard, JudgeNetwork, decibels
 from ezaudio.evaluation.mels import BANDS, HOP, MelPower
+from ezaudio.evaluation.progress import Progress, silent
 from ezaudio.evaluation.renderings import CHECKED_SEED, CLIP_S, LEARNT_SEED, Rendering, pairs, singles
-
-Progress = Callable[[str, int, int], object]  # what is done, how much of it, out of how much
+from ezaudio.runtime.naming import Destination
+from ezaudio.training.nano.vocabulary import KINDS, known_sounds, taught_sounds
 
 MIX_SHARE = 0.4
 MIX_DB = (-12.0, 3.0)
@@ -37,10 +39,10 @@ class JudgeSettings:
         checked: clips of each kind that it is checked on afterwards, and of two sounds as many as of all kinds.
     """
 
-    alone: int = 24
-    scenes: int = 32
-    pairs: int = 1000
-    steps: int = 900
+    alone: int = 32
+    scenes: int = 48
+    pairs: int = 1600
+    steps: int = 1300
     batch: int = 48
     learning_rate: float = 3e-3
     checked: int = 4
@@ -50,8 +52,8 @@ class JudgeSettings:
 def train_judge(
     held_out: Sequence[Sound],
     taught: Sequence[Sound] | None = None,
-    settings: JudgeSettings = JudgeSettings(),  # noqa: B008  frozen
-    progress: Progress = lambda what, done, total: None,
+    settings: JudgeSettings = JudgeSettings(),
+    progress: Progress = silent,
 ) -> Judge:
     """A judge of these kinds of sound. The same settings and number of threads give the same judge.
 
@@ -71,15 +73,33 @@ def train_judge(
         _fit(network, power, labels, settings, progress)
     judge = Judge(network, JudgeCard(tuple(sound.name for sound in held_out)))
     ceiling = check_judge(judge, held_out, settings.checked, progress)
-    if taught is not None:
+    if taught:
         known = check_judge(judge, taught, settings.checked, progress)
         ceiling |= {f"taught_{name}": share for name, share in known.items()}
-    return Judge(network, JudgeCard(judge.card.kinds, asdict(settings), ceiling))
+    training = asdict(settings) | {"recordings": any(sound.recorded for sound in held_out)}
+    return Judge(network, JudgeCard(judge.card.kinds, training, ceiling))
 
 
-def check_judge(
-    judge: Judge, sounds: Sequence[Sound], count: int, progress: Progress = lambda what, done, total: None
-) -> dict[str, float]:
+def kept_judge(path: Path, recordings: Path | None, progress: Progress = silent) -> Judge:
+    """The judge of the packaged model's vocabulary that `path` holds, or, where nothing is, a new one put there.
+
+    Args:
+        recordings: folder of `ezaudio-data recordings`, to train with; None trains on synthesised sounds alone.
+
+    Raises:
+        InputError: a judge of another vocabulary, no such recordings, or a path that cannot be written (nothing is
+            trained then). BundleError: the file is no judge.
+    """
+    if path.exists():
+        return Judge.load(path, KINDS)
+    held_out, taught = known_sounds(recordings, held_out=True), taught_sounds(recordings)
+    Destination.parse(str(path), "judge")
+    judge = train_judge(held_out, taught, progress=progress)
+    judge.save(path)
+    return judge
+
+
+def check_judge(judge: Judge, sounds: Sequence[Sound], count: int, progress: Progress = silent) -> dict[str, float]:
     """Shares of right answers on other renderings than it was trained on, `count` of each kind.
 
     Returns: `alone` and `single` (scenes of one sound): the kind has the highest score; `pairs`: both kinds have the

@@ -16,9 +16,7 @@ COLUMNS = 8
 COLUMN_PIXELS = 240
 
 
-def sheet_png(
-    clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors: Sequence[str] | None = None
-) -> bytes:
+def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors: Sequence[str] | None = None) -> bytes:
     """Mel spectrograms of titled clips, (T,) each at 24 kHz, in rows of `columns`; 80 dB below each one's loudest cell.
 
     Args:
