@@ -223,7 +223,7 @@ def test_what_is_no_judge_is_refused(tmp_path: Path) -> None:
 
 
 def test_judge_is_not_trained_in_vain(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no recording '.*dog.flac': collect them"):
+    with pytest.raises(InputError, match=r"no recording '.*dog\.flac': collect them"):
         kept_judge(tmp_path / "judge.safetensors", tmp_path / "missing")
     with pytest.raises(InputError, match="no folder"):
         kept_judge(tmp_path / "missing" / "judge.safetensors", None)

@@ -14,19 +14,13 @@ from torch import Tensor
 
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.primitives import SAMPLE_RATE
-from ezaudio.evaluation.judge import BATCH, Judge, JudgeCard, JudgeNetwork, decibels
+from ezaudio.evaluation.augmentation import draw_batch, noise_power
+from ezaudio.evaluation.judge import BATCH, Judge, JudgeCard, JudgeNetwork
 from ezaudio.evaluation.mels import BANDS, HOP, MelPower
 from ezaudio.evaluation.progress import Progress, silent
 from ezaudio.evaluation.renderings import CHECKED_SEED, CLIP_S, LEARNT_SEED, Rendering, pairs, singles
 from ezaudio.runtime.naming import Destination
 from ezaudio.training.nano.vocabulary import KINDS, known_sounds, taught_sounds
-
-MIX_SHARE = 0.4
-MIX_DB = (-12.0, 3.0)
-IN_TURN_SHARE = 0.4
-TILT_DB = 6.0
-NOISE_DB = (-80.0, -35.0)
-NOISE_CLIPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,10 +33,10 @@ class JudgeSettings:
         checked: clips of each kind that it is checked on afterwards, and of two sounds as many as of all kinds.
     """
 
-    alone: int = 32
-    scenes: int = 48
-    pairs: int = 1600
-    steps: int = 1300
+    alone: int = 28
+    scenes: int = 40
+    pairs: int = 1200
+    steps: int = 1100
     batch: int = 48
     learning_rate: float = 3e-3
     checked: int = 4
@@ -143,12 +137,12 @@ def _rendered(renderings: Sequence[Rendering], sounds: Sequence[Sound], progress
 
 def _fit(network: JudgeNetwork, power: Tensor, labels: Tensor, settings: JudgeSettings, progress: Progress) -> None:
     rng = np.random.default_rng((settings.seed, 3))
-    noise = MelPower(SAMPLE_RATE)(torch.from_numpy(rng.standard_normal((NOISE_CLIPS, _length(power)), np.float32)))
+    noise = noise_power(rng, (power.shape[2] - 1) * HOP)
     optimizer = torch.optim.AdamW(network.parameters(), settings.learning_rate, weight_decay=1e-2)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings.learning_rate, settings.steps, pct_start=0.15)
     network.train()
     for step in range(settings.steps):
-        levels, wanted = _draw(rng, power, labels, noise, settings.batch)
+        levels, wanted = draw_batch(rng, power, labels, noise, settings.batch)
         loss = F.binary_cross_entropy_with_logits(network(levels)[0], wanted, reduction="sum") / settings.batch
         optimizer.zero_grad()
         loss.backward()
@@ -156,38 +150,3 @@ def _fit(network: JudgeNetwork, power: Tensor, labels: Tensor, settings: JudgeSe
         schedule.step()
         progress("training the judge", step + 1, settings.steps)
     network.eval()
-
-
-def _length(power: Tensor) -> int:
-    return (power.shape[2] - 1) * HOP
-
-
-def _draw(rng: np.random.Generator, power: Tensor, labels: Tensor, noise: Tensor, batch: int) -> tuple[Tensor, Tensor]:
-    """Levels (B, BANDS, N) and labels (B, K) of random clips, some mixed from two, with a random slope and faint noise.
-
-    Powers of sounds that know nothing of each other add up.
-    """
-    rows = torch.from_numpy(rng.integers(len(power), size=batch))
-    mixed, wanted = power[rows], labels[rows]
-    columns = mixed.shape[2]
-    shifts, others = rng.integers(columns, size=(2, batch)), rng.integers(len(power), size=batch)
-    for row in range(batch):
-        mixed[row] = mixed[row].roll(int(shifts[0, row]), 1)
-        one_each = labels[others[row]].sum() == 1 == wanted[row].sum() and not labels[others[row]].equal(wanted[row])
-        if rng.random() >= MIX_SHARE or not one_each:
-            continue
-        loudness = mixed[row].mean() / power[others[row]].mean().clamp_min(1e-20)
-        other = power[others[row]].roll(int(shifts[1, row]), 1)
-        if rng.random() < IN_TURN_SHARE:
-            mixed[row, :, columns // 2 :] = 0
-            other[:, : columns // 2] = 0
-        elif rng.random() < 0.5:
-            loudness = torch.tensor(1.0)  # equal peaks, as in scenes, in place of equal loudness
-        mixed[row] += other * loudness * 10 ** (float(rng.uniform(*MIX_DB)) / 10)
-        wanted[row] = wanted[row] + labels[others[row]]
-    slopes = np.stack([np.interp(np.linspace(0, 1, BANDS), [0, 0.5, 1], y) for y in rng.uniform(-1, 1, (batch, 3))])
-    mixed *= torch.from_numpy(10 ** (TILT_DB / 10 * slopes)).float()[:, :, None]
-    floor = 10 ** (torch.from_numpy(rng.uniform(*NOISE_DB, batch)).float() / 10)
-    loudest = mixed.amax(dim=(1, 2)) / noise.mean()
-    mixed += noise[torch.from_numpy(rng.integers(len(noise), size=batch))] * (floor * loudest)[:, None, None]
-    return decibels(mixed), wanted
