@@ -13,6 +13,7 @@ setup(
         "ezaudio",
         "ezaudio.data",
         "ezaudio.data.synthesis",
+        "ezaudio.evaluation",
         "ezaudio.export",
         "ezaudio.kernels",
         "ezaudio.runtime",

@@ -42,16 +42,24 @@ def mel_spectrogram(samples: NDArray[np.floating], sample_rate: int, hop: int = 
     padded = np.pad(np.asarray(samples, dtype=np.float64), FFT_SIZE // 2)
     frames = np.lib.stride_tricks.sliding_window_view(padded, FFT_SIZE)[::hop]
     power = np.abs(np.fft.rfft(frames * np.hanning(FFT_SIZE + 1)[:-1])) ** 2
-    bins_hz = np.fft.rfftfreq(FFT_SIZE, 1 / sample_rate)
-    edges_hz = _mel_to_hz(np.linspace(0, _hz_to_mel(np.array(sample_rate / 2)), NUM_BANDS + 2))
+    mels: NDArray[np.float64] = mel_bank(sample_rate, FFT_SIZE, NUM_BANDS) @ power.T
+    return mels
+
+
+def mel_bank(sample_rate: int, fft_size: int, num_bands: int) -> NDArray[np.float64]:
+    """Triangles (num_bands, 1 + fft_size // 2), even in mel from 0 to half the sample rate, each with a sum of 1."""
+    import numpy as np
+
+    bins_hz = np.fft.rfftfreq(fft_size, 1 / sample_rate)
+    edges_hz = _mel_to_hz(np.linspace(0, _hz_to_mel(np.array(sample_rate / 2)), num_bands + 2))
     # Low bands are narrower than a bin: a triangle no narrower than two bins leaves none of them empty.
     centre = edges_hz[1:-1, None]
     below = np.maximum(centre - edges_hz[:-2, None], bins_hz[1])
     above = np.maximum(edges_hz[2:, None] - centre, bins_hz[1])
     distance = bins_hz[None, :] - centre
     bands = np.clip(1 - np.where(distance < 0, -distance / below, distance / above), 0, None)
-    mels: NDArray[np.float64] = (bands / bands.sum(1, keepdims=True)) @ power.T
-    return mels
+    bank: NDArray[np.float64] = bands / bands.sum(1, keepdims=True)
+    return bank
 
 
 def spectrogram_png(samples: NDArray[np.floating], sample_rate: int, title: str) -> bytes:

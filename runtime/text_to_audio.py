@@ -258,8 +258,7 @@ class TextToAudio:
         region = Edit(float(start_s), float(end_s), float(context_s))
         settings = self.settings(prompt, duration_s=seen_s, edit=region, **given)
         seen, peak = model_input(clip, window, self.config.vae.hop)
-        mean = self._sessions.run("encoder", audio=seen)["mean"]
-        given_latents = Given(mean, window.mask())  # type: ignore[arg-type]
+        given_latents = Given(self.encode(seen), window.mask())
         made = self._make(settings, given_latents, self._report(on_step, 0, [settings]))
         edited = splice(clip, made * peak, window, self.sample_rate)
         return Generation(edited[None], self.sample_rate, (settings,), self._warnings([settings]))
@@ -307,6 +306,10 @@ class TextToAudio:
     def latents(self, settings: Settings) -> Float32:
         """Latents (1, C, L) of one clip made from text alone, before they are decoded."""
         return self._denoise(settings, self._nothing_given(settings.duration_s), lambda step: None)
+
+    def encode(self, samples: Float32) -> Float32:
+        """Latents (1, C, L) of samples (1, L · hop): the posterior's mean."""
+        return self._sessions.run("encoder", audio=samples)["mean"]  # type: ignore[return-value]
 
     def decode(self, latents: Float32) -> Float32:
         """Samples (1, L · hop), not clipped, of latents (1, C, L)."""

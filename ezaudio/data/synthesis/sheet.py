@@ -16,8 +16,11 @@ COLUMNS = 8
 COLUMN_PIXELS = 240
 
 
-def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS) -> bytes:
+def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors: Sequence[str] | None = None) -> bytes:
     """Mel spectrograms of titled clips, (T,) each at 24 kHz, in rows of `columns`; 80 dB below each one's loudest cell.
+
+    Args:
+        colors: of the titles; None draws them all black.
 
     Raises:
         MissingExtraError: matplotlib is not installed.
@@ -32,7 +35,7 @@ def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS) -> byt
         level = 10 * np.log10(np.maximum(mels / max(mels.max(), 1e-12), 1e-12))
         axes = figure.add_subplot(rows, columns, place + 1)
         axes.imshow(level, origin="lower", aspect="auto", cmap="magma", vmin=-RANGE_DB, vmax=0)
-        axes.set_title(title, fontsize=8, parse_math=False)
+        axes.set_title(title, fontsize=8, color=colors[place] if colors else "black", parse_math=False)
         axes.set_xticks([])
         axes.set_yticks([])
         axes.set_xlabel(f"{len(audio) / SAMPLE_RATE:.1f} s", fontsize=6, labelpad=1)
