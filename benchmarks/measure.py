@@ -54,22 +54,8 @@ def require(name: str, relative_l2: float, at_most: float, cosine: float = 1.0, 
         )
 
 
-def processor() -> str:
-    """Name of the CPU and number of usable cores."""
-    names = [line.split(":")[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {cores()} cores"
-
-
-def cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-def _lines(path: str) -> list[str]:
-    return Path(path).read_text().splitlines() if Path(path).exists() else []
-
-
 def _status_mib(path: str, name: str) -> float | None:
-    found = [int(line.split()[1]) / 1024 for line in _lines(path) if line.startswith(f"{name}:")]
+    found = [int(line.split()[1]) / 1024 for line in lines(path) if line.startswith(f"{name}:")]
     return found[0] if found else None
 
 

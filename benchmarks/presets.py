@@ -1,104 +1,61 @@
 """What each preset gains and costs: time of a clip, distance to many steps, and whether the sound is still right.
 
-    python benchmarks/presets.py --save                                        # the packaged model
-    python benchmarks/presets.py --bundle l --precision int8 --no-quality      # time alone: no classifier for l
+    python benchmarks/presets.py --save benchmarks/results                    # the packaged model
+    python benchmarks/presets.py --bundle l --precision int8 --no-quality     # time alone: nobody judges l
 
 Times are of 10 s clips, presets in turn, repeated. The distances are those that `ezaudio-calibrate` stored in the
-bundle. The quality report asks for every sound that the packaged model was taught synthetically and has a classifier
-name it: ridge regression on statistics of mel levels, fitted to synthesised clips of the same twenty kinds. `ceiling`
-is how many fresh synthesised clips it names right, and nothing is told when that is under nine in ten.
+bundle. The judge of `nano_quality.py` names clips of 5 s of captions as in training, at guidance 5 and rescale 0.75;
+`ceiling` is its share of right answers on held-out renderings as they are taught.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
 from measure import hardware_line, interleave, rounds_option, save_option, told, write_row
-from numpy.typing import NDArray
 
-Float64 = NDArray[np.float64]
-
-DURATION_S = 5.0
-TRAINING_CLIPS, TEST_CLIPS = 30, 5  # of each kind
-MIN_CEILING = 0.9
-RIDGE = 30.0
-MODULATION_BINS = 48
+PATH = click.Path(path_type=Path)
 
 
-def features(samples: NDArray[np.float32], sample_rate: int) -> Float64:
-    """What a sound is known by: mean, deviation and restlessness of each mel band, and how its loudness pulses."""
-    from ezaudio.runtime.measures import levels_db
+def named_right(model: Any, judge: Any, preset: str | None, count: int) -> float:
+    """Share of the preset's clips, `count` of each kind, that the judge names right."""
+    from ezaudio.evaluation.report import PROMPT_SEED, USUAL
+    from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
 
-    levels = levels_db(samples / max(float(np.abs(samples).max()), 1e-9), sample_rate)
-    loudness = np.logaddexp.reduce(levels * (np.log(10) / 10), axis=0)
-    pulses = np.abs(np.fft.rfft(loudness - loudness.mean()))[1 : MODULATION_BINS + 1]
-    change = np.abs(np.diff(levels, axis=1)).mean(axis=1)
-    return np.concatenate([levels.mean(axis=1), levels.std(axis=1), change, 10 * np.log1p(pulses)])
-
-
-@dataclass(frozen=True, slots=True)
-class Classifier:
-    """Ridge regression from standardised features to kinds."""
-
-    mean: Float64
-    deviation: Float64
-    weights: Float64
-
-    @classmethod
-    def fit(cls, rows: Float64, kinds: NDArray[np.int64]) -> Classifier:
-        mean, deviation = rows.mean(axis=0), rows.std(axis=0) + 1e-6
-        scaled = np.column_stack([(rows - mean) / deviation, np.ones(len(rows))])
-        targets = np.eye(kinds.max() + 1)[kinds]
-        weights = np.linalg.solve(scaled.T @ scaled + RIDGE * np.eye(scaled.shape[1]), scaled.T @ targets)
-        return cls(mean, deviation, weights)
-
-    def __call__(self, row: Float64) -> int:
-        return int(np.argmax(np.append((row - self.mean) / self.deviation, 1.0) @ self.weights))
-
-
-def fitted(sample_rate: int) -> tuple[Classifier, list[str], float]:
-    """A classifier of the synthesised kinds, their captions, and the share of fresh clips that it names right."""
-    from ezaudio.data.clips import render
-    from ezaudio.data.sounds import SOUNDS
-
-    sounds, count = list(SOUNDS.values()), round(DURATION_S * sample_rate)
-    rng = np.random.default_rng(0)
-    rows, kinds = [], []
-    for _ in range(TRAINING_CLIPS + TEST_CLIPS):
-        for kind, sound in enumerate(sounds):
-            rows.append(features(render(rng, sound, count).astype(np.float32), sample_rate))
-            kinds.append(kind)
-    split = TRAINING_CLIPS * len(sounds)
-    classifier = Classifier.fit(np.array(rows[:split]), np.array(kinds[:split]))
-    ceiling = float(np.mean([classifier(row) == kind for row, kind in zip(rows[split:], kinds[split:], strict=True)]))
-    if ceiling < MIN_CEILING:
-        raise click.ClickException(f"the classifier names {ceiling:.0%} of fresh clips right: nothing is told")
-    return classifier, [sound.phrases[0] for sound in sounds], ceiling
-
-
-def named_right(model: Any, preset: str | None, classifier: Classifier, captions: list[str], seeds: int) -> float:
-    """Share of the preset's clips that the classifier names right."""
     right = []
-    for kind, caption in enumerate(captions):
-        for seed in range(seeds):
-            samples = model.generate(caption, preset=preset, duration_s=DURATION_S, seed=seed).samples[0]
-            right.append(classifier(features(samples, model.sample_rate)) == kind)
+    for seed, prompt in enumerate(seen_prompts(count, PROMPT_SEED)):
+        samples = model.generate(prompt.text, preset=preset, seed=seed, **USUAL).samples[0]
+        right.append(KINDS[int(judge.hear([samples])[0][0].argmax())] == prompt.kinds[0])
     return float(np.mean(right))
 
 
 @click.command(help=__doc__)
 @click.option("--bundle", help="Folder, l, xl or nano. [the packaged model]")
 @click.option("--precision", help="Of a named bundle.")
-@click.option("--seeds", type=int, default=3, show_default=True, help="Clips of each kind in the quality report.")
-@click.option("--quality/--no-quality", default=True, help="Whether the classifier is asked.")
+@click.option("--count", type=click.IntRange(1, 1000), default=2, show_default=True, help="Clips of each kind judged.")
+@click.option("--quality/--no-quality", default=True, help="Whether the judge is asked.")
+@click.option("--judge", "judge_path", type=PATH, metavar="FILE", help="Kept and used again. [default: in the cache]")
+@click.option("--recordings", type=PATH, metavar="FOLDER", help="Of `ezaudio-data recordings`, for a judge to be made.")
 @rounds_option
 @save_option
-def main(bundle: str | None, precision: str | None, seeds: int, quality: bool, rounds: int, save: bool) -> None:
+def main(
+    bundle: str | None,
+    precision: str | None,
+    count: int,
+    quality: bool,
+    judge_path: Path | None,
+    recordings: Path | None,
+    rounds: int,
+    save: Path | None,
+) -> None:
+    from ezaudio.evaluation.judge_training import kept_judge
+    from ezaudio.evaluation.progress import bars
     from ezaudio.runtime import TextToAudio
+    from ezaudio.runtime.bundle_store import cache_folder
     from ezaudio.runtime.calibration import num_evaluations
     from ezaudio.runtime.presets import Preset
 
@@ -106,7 +63,10 @@ def main(bundle: str | None, precision: str | None, seeds: int, quality: bool, r
     defaults = model.config.defaults
     plans = {**model.presets, "default": Preset(defaults.solver, defaults.num_steps, defaults.eta)}
     given = {name: None if name == "default" else name for name in plans}
-    classifier, captions, ceiling = fitted(model.sample_rate) if quality else (None, [], None)
+    judge = None
+    if quality:
+        with bars() as progress:
+            judge = kept_judge(judge_path or cache_folder() / "judge.safetensors", recordings, progress)
 
     def clip(preset: str | None) -> None:
         model.generate("rain falling", preset=preset, duration_s=10.0, seed=1)
@@ -116,7 +76,7 @@ def main(bundle: str | None, precision: str | None, seeds: int, quality: bool, r
     print(f"{model.model} {model.precision}, 10 s clips; {hardware_line()}")
     for name, preset in given.items():
         plan = plans[name]
-        right = None if classifier is None else named_right(model, preset, classifier, captions, seeds)
+        right = None if judge is None else named_right(model, judge, preset, count)
         ratio = timing.ratio("official", name)
         evaluations = round(num_evaluations(plan, model.config), 2)
         results.append(
@@ -141,8 +101,8 @@ def main(bundle: str | None, precision: str | None, seeds: int, quality: bool, r
         "precision": model.precision,
         "origin": model.manifest.origin,
         "duration_s": 10.0,
-        "ceiling": ceiling,
-        "clips_of_each_kind": seeds if quality else 0,
+        "ceiling": judge and judge.card.ceiling.get("taught_single"),
+        "clips_of_each_kind": count if quality else 0,
         "presets": results,
         **timing.fields(),
     }

@@ -264,7 +264,7 @@ NANO = _preset(
     EzAudioConfig(
         name="nano",
         dit=DiTConfig(
-            latent_channels=128,
+            latent_channels=160,
             width=256,
             depth=4,
             num_heads=4,
@@ -274,7 +274,7 @@ NANO = _preset(
             mlp_ratio=3.0,
         ),
         vae=VAEConfig(
-            latent_channels=128, channels=8, channel_multiples=(4, 12, 20), strides=(8, 6, 10), companding=0.4
+            latent_channels=160, channels=8, channel_multiples=(4, 12, 48), strides=(8, 6, 10), companding=0.4
         ),
         text=TextConfig(width=128, num_layers=2, num_heads=4, head_width=32, ff_width=256, vocab_size=1024),
         defaults=GenerationDefaults(num_steps=25, guidance_scale=5.0, guidance_rescale=0.75, eta=1.0),

@@ -386,7 +386,7 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     other[other.index("debug")] = "nano"
     fails(
         runner("ezaudio-train")("stage1", *other),
-        "have 8 channels (they are of random weights, seed 0), 'nano' has 128",
+        "have 8 channels (they are of random weights, seed 0), 'nano' has 160",
     )
 
 

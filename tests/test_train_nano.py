@@ -22,6 +22,8 @@ from ezaudio.runtime.errors import InputError
 from ezaudio.text import build_text_encoder
 from ezaudio.training.nano import recipe as nano
 from ezaudio.training.nano.autoencoder import (
+    LEVEL_SIZE,
+    LEVELS,
     POSTERIOR_STD,
     expander,
     lapped_transform,
@@ -43,7 +45,7 @@ from ezaudio.training.nano.vocabulary import (
 from ezaudio.training.settings import Schedule
 from ezaudio.vae import AutoencoderOobleck
 
-RATE, HOP = NANO.vae.sample_rate, NANO.vae.hop
+RATE, HOP, CHANNELS, NUM_LEVELS = NANO.vae.sample_rate, NANO.vae.hop, NANO.vae.latent_channels, len(LEVELS)
 
 
 @pytest.fixture(scope="module")
@@ -96,31 +98,43 @@ def test_autoencoder_reconstructs_before_its_first_step(vae: AutoencoderOobleck)
     # Above 1.6 kHz the level of the band is kept, not the waveform.
     high = vae.decode(vae.encode(tone(5000)))
     assert float(high.std() / tone(5000).std()) == pytest.approx(1, abs=0.5)
-    assert float(vae.decode(torch.zeros(1, 128, 30)).abs().max()) < 1e-3
+    assert float(vae.decode(torch.zeros(1, CHANNELS, 30)).abs().max()) < 1e-3
 
 
 def test_latents_have_unit_variance_and_one_posterior(vae: AutoencoderOobleck) -> None:
     mean, std = vae.encode_moments(nano._clips(taught_sounds(None), 60 * HOP, 1)[:, None])
-    assert float(mean.square().mean(dim=(0, 2)).mean()) == pytest.approx(1, abs=0.1)
+    energy = mean.square().mean(dim=(0, 2))
+    torch.testing.assert_close(energy[:-NUM_LEVELS].mean(), torch.tensor(1.0), rtol=0, atol=0.1)
+    torch.testing.assert_close(energy[-NUM_LEVELS:], torch.full((NUM_LEVELS,), LEVEL_SIZE**2), rtol=0.1, atol=0)
     torch.testing.assert_close(std, torch.full_like(std, POSTERIOR_STD), rtol=0, atol=1e-3)
 
 
+def test_levels_follow_the_loudness_of_their_band(vae: AutoencoderOobleck) -> None:
+    low, high = (vae.encode(tone(frequency))[0, -NUM_LEVELS:, 5:-5] for frequency in (60, 6000))
+    assert float(low.min()) >= 0
+    assert int(low.mean(1).argmax()) < 2
+    assert int(high.mean(1).argmax()) >= NUM_LEVELS - 5
+    faint, loud = (vae.encode(tone(440, peak))[0, -NUM_LEVELS:, 5:-5].mean(1).max() for peak in (0.02, 0.5))
+    assert float(loud) > 2 * float(faint) > 0.1
+    assert float(vae.encode(torch.zeros(1, 1, 20 * HOP))[0, -NUM_LEVELS:].max()) < 0.1
+
+
 def test_noise_in_silence_stays_faint(vae: AutoencoderOobleck) -> None:
-    noise = torch.randn((1, 128, 60), generator=torch.Generator().manual_seed(0))
+    noise = torch.randn((1, CHANNELS, 60), generator=torch.Generator().manual_seed(0))
     faint, loud = vae.decode(0.1 * noise), vae.decode(noise)
     assert float(20 * torch.log10(loud.std() / faint.std())) > 30  # 20 dB in a linear autoencoder
 
 
 def test_other_shapes_are_refused() -> None:
-    for change in ({"latent_channels": 64}, {"companding": 1.0}, {"channel_multiples": (4, 12, 16)}):
+    for change in ({"latent_channels": 64}, {"companding": 1.0}, {"channel_multiples": (4, 12, 40)}):
         vae = AutoencoderOobleck(replace(NANO.vae, **change))
-        with pytest.raises(InputError, match=r"128 companded latents|too few"):
+        with pytest.raises(InputError, match=r"160 companded latents|too few"):
             start_as_lapped_transform(vae, torch.zeros(1, 10 * HOP))
 
 
 def test_transformer_starts_as_a_pass_through() -> None:
     dit = start_as_pass_through(MaskDiT(NANO.dit), torch.Generator().manual_seed(0))
-    latents = torch.randn((2, 128, 20), generator=torch.Generator().manual_seed(1))
+    latents = torch.randn((2, CHANNELS, 20), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         out = dit(latents, torch.tensor([500, 900]), None)
     assert float(torch.corrcoef(torch.stack([out.flatten(), latents.flatten()]))[0, 1]) > 0.5

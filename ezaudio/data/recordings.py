@@ -19,6 +19,7 @@ import soundfile
 import soxr
 from scipy.signal import butter, sosfiltfilt
 
+from ezaudio.data.synthesis import SOUNDS
 from ezaudio.data.synthesis import primitives as p
 from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Render, Sound
@@ -123,6 +124,12 @@ def with_recordings(sounds: Sequence[Sound], folder: Path, held_out: bool = Fals
             sound = replace(sound, render=partial(render_recorded, events, sound.render), recorded=True)
         mixed.append(sound)
     return mixed
+
+
+def all_sounds(folder: Path | None) -> list[Sound]:
+    """Every kind of sound, with the recordings of a folder if one is given; see `with_recordings`."""
+    sounds = list(SOUNDS.values())
+    return with_recordings(sounds, folder) if folder else sounds
 
 
 def _installed(recording: Recording) -> Path:

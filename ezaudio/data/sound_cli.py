@@ -83,12 +83,12 @@ def render(
       ezaudio-data recordings cc0/ && ezaudio-data render scenes/ --recordings cc0/
     """
     check_train_extra()
-    from ezaudio.data.clips import all_sounds
+    from ezaudio.data.recordings import all_sounds
     from ezaudio.data.synthesis.dataset import render_folder
 
     kinds = all_sounds(recordings)
     with progress_bar("scenes", count, quiet) as bar:
-        manifest = render_folder(folder, kinds, count, seed, duration, audio_format, split, bar.update)
+        manifest = render_folder(folder, kinds, count, seed, duration, audio_format, split, progress=bar.update)
     if not quiet:
         click.echo(f"{manifest}: {count:,} scenes, {count * duration / 3600:.2f} h")
 

@@ -8,6 +8,11 @@ packaged model's sounds, and 19 % where the same transform is not companded.
 
 A latent holds one coefficient of 25 Hz up to 1.6 kHz; above, it holds a signed sum of neighbours, of wider groups
 towards the highs, and the decoder gives the whole group that one amplitude: a band keeps its level, not its waveform.
+
+The signs of coefficients are as good as random. Their mean, whatever the caption, is zero, and a model that begins with
+noise would learn nothing from the first steps of sampling, where it is decided what sounds when. So a fifth of the
+latents are levels: the energy of a band over three frames. They are smooth, positive, and larger than the others, so
+that they come out of the noise first, and tell what the coefficients are to be. The decoder does without them.
 """
 
 from __future__ import annotations
@@ -26,8 +31,13 @@ from ezaudio.vae import AutoencoderOobleck, DecoderBlock, EncoderBlock, Residual
 # Coefficients per latent, from the lowest: (latents, width of their groups).
 BANDS = ((64, 1), (32, 2), (16, 8), (16, 14))
 POSTERIOR_STD = 0.1
+# Coefficients per level, and how many deviations of a coefficient a level is.
+LEVELS = (2,) * 6 + (4,) * 21 + (4, 4, 8) + (8, 8)
+LEVEL_SIZE = 2.0
+LEVEL_TAPS = (0.25, 0.5, 0.25)  # frames before, at and after
 # Largest latent that the decoder expands rightly, in deviations.
 RANGE = 8.0
+SQUARED = 60.0  # of the largest coefficient, where sin² has long stopped to grow: levels are companded twice
 PASSED_ON = 6.0  # log β of snakes that are to pass a signal on unchanged
 
 Matrix = NDArray[np.float64]
@@ -84,7 +94,8 @@ def expander(power: float) -> tuple[float, float]:
 
 @torch.no_grad()
 def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int = 0) -> None:
-    """Set all weights by formula; latents of `clips` then have a mean square of 1 in every channel.
+    """Set all weights by formula; of `clips`, every channel of coefficients then has a mean square of 1, levels of
+    LEVEL_SIZE².
 
     Residual branches begin as nothing in the encoder and as very little in the decoder, hidden channels that are not
     needed as small noise.
@@ -95,7 +106,7 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
     Raises: InputError for an autoencoder whose shape cannot hold the transform.
     """
     config = vae.config
-    strides, hop, count = config.strides, config.hop, config.latent_channels
+    strides, hop, count = config.strides, config.hop, sum(LEVELS)
     widths = [config.channels * multiple for multiple in config.channel_multiples]
     held = np.cumprod(strides)[:-1]
     if (
@@ -104,7 +115,7 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
         or not 0 < config.companding < 1
     ):
         raise InputError("this start is for 128 companded latents of 480 samples")
-    if any(width < size for width, size in zip(widths, held, strict=False)) or widths[-1] <= count:
+    if any(width < size for width, size in zip(widths, held, strict=False)) or widths[-1] < 3 * count:
         raise InputError(f"channels {widths} are too few for strides {strides}")
     generator = torch.Generator().manual_seed(seed)
     _clear(vae, generator)
@@ -136,18 +147,33 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
         by_block = transform.reshape(count, -1, blocks.shape[1])
         return torch.from_numpy(np.einsum("ctb,nb->cnt", by_block, blocks)).float()
 
+    # Coefficients once to be passed on, and twice, with both signs, to be squared by their snakes.
     into = down.weight_v.clone()
-    into[:count] = 0
-    into[:count, :size] = kernel_of(analysis) / unit
+    into[: 3 * count] = 0
+    for part, sign in enumerate((1, 1, -1)):
+        into[part * count : (part + 1) * count, :size] = sign * kernel_of(analysis) / unit
     _set(down, into)
     snake, last, first = _snake(encoder[-2]), _conv(encoder[-1]), _conv(decoder[0])
     snake.beta.fill_(PASSED_ON)
+    snake.alpha[count : 3 * count] = math.log(SQUARED / RANGE**power)
+    snake.beta[count : 3 * count] = 0
     for channel in range(count):
         _pass_on(last, channel, channel)
         _pass_on(first, channel, channel)
+    kernel = last.weight_v.clone()
+    kernel[count : config.latent_channels] = 0
+    taps, place = torch.tensor(LEVEL_TAPS), 0
+    for level, width in enumerate(LEVELS):
+        for sign in (1, 2):
+            kernel[count + level, sign * count + place : sign * count + place + width] = taps / width
+        place += width
+    _set(last, kernel)
     assert last.bias is not None
-    last.weight_g[count:] = 0
-    last.bias[count:] = math.log(math.expm1(POSTERIOR_STD))
+    last.weight_g[config.latent_channels :] = 0
+    last.bias[config.latent_channels :] = math.log(math.expm1(POSTERIOR_STD))
+    levels = torch.cat([vae.encode(part[:, None])[:, count:] for part in clips.split(4)])
+    factor = (LEVEL_SIZE / levels.square().mean(dim=(0, 2)).sqrt()) ** power
+    last.weight_g[count : config.latent_channels] *= factor[:, None, None]
     _expand(vae, up, kernel_of(synthesis) * unit, power)
 
 

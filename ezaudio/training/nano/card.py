@@ -1,10 +1,8 @@
-"""The model card of the packaged model: what made it, of what, and how well it does, in its model folder and bundles."""
+"""The model card of the packaged model: what made it, of what, and how well it does."""
 
 from __future__ import annotations
 
 import json
-import os
-import platform
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,6 +11,7 @@ import torch
 
 from ezaudio import __version__
 from ezaudio.evaluation.report import told
+from ezaudio.runtime.machine import processor
 from ezaudio.training.journal import read_metrics
 from ezaudio.training.nano.vocabulary import KINDS
 
@@ -22,9 +21,9 @@ if TYPE_CHECKING:
 
 TEXT = """# nano, the model inside the ezaudio package
 
-EzAudio (arXiv 2409.10819) of {parameters:.1f} million parameters, trained from nothing: text encoder, diffusion transformer
-and waveform autoencoder. A demonstration that knows {num_kinds} kinds of sound, alone and two at a time, and nothing else:
-{kinds}.
+EzAudio (arXiv 2409.10819) of {parameters:.1f} million parameters, trained from nothing: text encoder, diffusion
+transformer and waveform autoencoder. A demonstration that knows {num_kinds} kinds of sound, alone and two at a time,
+and nothing else: {kinds}.
 
 Weights: MIT, made by this project. Sounds: {sounds}.
 
@@ -58,7 +57,7 @@ def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str
         kinds=", ".join(KINDS),
         sounds=_sources(recordings),
         command=command,
-        hardware=f"{_processor()}, {len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()} cores",
+        hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         torch=torch.__version__,
         version=__version__,
         rows="\n".join(rows),
@@ -91,14 +90,7 @@ def _sources(recordings: Path | None) -> str:
     if recordings is None:
         return made
     sources = json.loads((recordings / "sources.json").read_text(encoding="utf-8"))
-    told_sources = [f"{s['name']} by {s['author']}, {s['source']}, {s['licence']}" for s in sources if s["name"] in KINDS]
+    told_sources = [
+        f"{s['name']} by {s['author']}, {s['source']}, {s['licence']}" for s in sources if s["name"] in KINDS
+    ]
     return f"{made}, and recordings: " + "; ".join(told_sources)
-
-
-def _processor() -> str:
-    if torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -105,9 +105,9 @@ def recipe(effort: float = 1.0) -> Recipe:
         preset("nano"),
         scenes=((5.0, 7000), (10.0, 1200)),
         stages=(
-            stage("stage1", 1000, 1e-3, 8, 5.0, falls=False),
-            stage("stage2", 10_500, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
-            stage("stage3", 1000, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
+            stage("stage1", 500, 1e-3, 8, 5.0, falls=False),
+            stage("stage2", 7000, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
+            stage("stage3", 600, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
         ),
         decoder=RunSettings(
             max(1, round(effort * 1200)),
