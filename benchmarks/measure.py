@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 import subprocess
 import sys
@@ -17,6 +16,8 @@ import click
 from timing import MIN_ROUNDS, interleave
 from timing import spread as spread  # what else the benchmarks take from here
 from timing import told as told
+
+from ezaudio.runtime.machine import cores, lines, processor
 
 FOLDER = Path(__file__).resolve().parent
 RESULTS = FOLDER / "results"
