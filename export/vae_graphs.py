@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from ezaudio.config import EzAudioConfig
 from ezaudio.export.graphs import Axes, Graph
 from ezaudio.runtime.tensor_spec import TensorSpec
-from ezaudio.vae import AutoencoderOobleck, ResidualUnit, SnakeBeta, WeightNormConv
+from ezaudio.vae import AutoencoderOobleck, ResidualUnit, SnakeBeta, WeightNormConv, posterior
 
 
 def _constant(value: Tensor) -> nn.Parameter:
@@ -113,7 +113,7 @@ class EncoderGraph(Graph):
             [TensorSpec("mean", "float32", latent), TensorSpec("std", "float32", latent)],
         )
         self.layers = fold(vae.encoder)
+        self.companding = config.vae.companding
 
     def forward(self, audio: Tensor) -> tuple[Tensor, Tensor]:
-        mean, scale = self.layers(audio[:, None]).chunk(2, dim=1)
-        return mean, F.softplus(scale) + 1e-4
+        return posterior(self.layers(audio[:, None]), self.companding)

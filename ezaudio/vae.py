@@ -159,6 +159,14 @@ class OobleckDecoder(nn.Module):
         return self.layers(latents)
 
 
+def posterior(raw: Tensor, companding: float) -> tuple[Tensor, Tensor]:
+    """The encoder's (B, 2C, L) → mean and standard deviation (B, C, L); see `VAEConfig.companding`."""
+    mean, scale = raw.chunk(2, dim=1)
+    if companding != 1:
+        mean = mean.sign() * mean.abs().pow(companding)
+    return mean, F.softplus(scale) + 1e-4
+
+
 class AutoencoderOobleck(nn.Module):
     """Encoder and decoder. Latents have the scale the diffusion model sees."""
 
@@ -170,10 +178,7 @@ class AutoencoderOobleck(nn.Module):
 
     def encode_moments(self, audio: Tensor) -> tuple[Tensor, Tensor]:
         """audio (B, 1, T), T a multiple of the hop → posterior mean and standard deviation (B, C, L)."""
-        mean, scale = self.encoder(audio).chunk(2, dim=1)
-        if self.config.companding != 1:
-            mean = mean.sign() * mean.abs().pow(self.config.companding)
-        return mean, F.softplus(scale) + 1e-4
+        return posterior(self.encoder(audio), self.config.companding)
 
     def encode(self, audio: Tensor, generator: torch.Generator | None = None, sample: bool = False) -> Tensor:
         """Posterior mean, or a sample of the posterior: (B, 1, T) → (B, C, L)."""
