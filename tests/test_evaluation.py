@@ -242,7 +242,7 @@ def blank_judge() -> Judge:
 @pytest.fixture(scope="module")
 def report(debug_bundle: Path, blank_judge: Judge) -> QualityReport:
     with bars() as progress:
-        return evaluate(TextToAudio(debug_bundle), blank_judge, count=1, progress=progress, **ONE_STEP)
+        return evaluate(TextToAudio(debug_bundle, threads=1), blank_judge, count=1, progress=progress, **ONE_STEP)
 
 
 def test_report_counts_what_was_heard(report: QualityReport) -> None:
@@ -277,7 +277,7 @@ def test_report_is_told_and_stored(report: QualityReport) -> None:
 
 
 def test_the_same_seeds_give_the_same_clips(debug_bundle: Path, report: QualityReport) -> None:
-    model, example = TextToAudio(debug_bundle), report.examples[0]
+    model, example = TextToAudio(debug_bundle, threads=1), report.examples[0]
     (first, *_) = seen_prompts(1, PROMPT_SEED)
     clip = model.generate(first.text, seed=0, **{**USUAL, **ONE_STEP}).samples[0]  # type: ignore[arg-type]
     np.testing.assert_array_equal(clip, example.samples)
@@ -285,7 +285,7 @@ def test_the_same_seeds_give_the_same_clips(debug_bundle: Path, report: QualityR
 
 def test_report_refuses_another_judge(debug_bundle: Path, judge: Judge) -> None:
     with pytest.raises(InputError, match="the judge knows 3 other kinds than the 49"):
-        evaluate(TextToAudio(debug_bundle), judge)
+        evaluate(TextToAudio(debug_bundle, threads=1), judge)
 
 
 # The benchmark.
