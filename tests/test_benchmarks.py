@@ -14,7 +14,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 ROOT = Path(__file__).parents[1]
-SCRIPTS = ("architectures", "cold_start", "denoiser", "memory", "official", "report", "sampling", "sounds", "vae")
+SCRIPTS = ("architectures", "cold_start", "denoiser", "memory", "nano_quality", "official", "report")
+SCRIPTS += ("sampling", "sounds", "vae")
 SHORT = ("--duration", "0.5")
 
 # A checkout of the official code in all that the benchmarks call, around our own modules.

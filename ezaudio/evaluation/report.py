@@ -230,15 +230,15 @@ def told(report: QualityReport) -> list[str]:
     """The report as lines of text."""
     given = report.settings
     lines = [
-        f"{report.model} {report.precision}: {report.count} clips of {given['duration_s']:g} s a kind, "
+        f"{report.model} {report.precision}: clips of {given['duration_s']:g} s, {report.count} a kind and wording, "
         f"{given['preset'] or given['solver']}, {given['num_steps']} steps, guidance {given['guidance_scale']:g}, "
         f"rescale {given['guidance_rescale']:g}",
         "",
         f"{'named right':<20}{'clips':>12}{'share':>9}{'goal':>7}",
     ]
     for name, each in report.answers.items():
-        clips = f"{each.right} of {each.clips}"
-        lines.append(f"{TITLES[name]:<20}{clips:>12}{each.share:>9.1%}{GOALS[name]:>7.0%}")
+        right_of = f"{each.right} of {each.clips}"
+        lines.append(f"{TITLES[name]:<20}{right_of:>12}{each.share:>9.1%}{GOALS[name]:>7.0%}")
     ceiling = report.judge["ceiling"]
     if ceiling:
         lines.append(
