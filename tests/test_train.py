@@ -379,6 +379,11 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
         torch.testing.assert_close(row[: state.shape[1]], state[0])
     result = runner("ezaudio-train")("stage1", *command(shards, tmp_path / "run", "--steps", "2", "-q"))
     assert result.exit_code == 0, result.output
+    # A run does not go on with other data.
+    fails(
+        runner("ezaudio-train")("stage1", *command(data, tmp_path / "run", "--steps", "4")),
+        "the run was begun with data",
+    )
     fails(
         runner("ezaudio-train")("vae", *command(shards, tmp_path / "vae", "--steps", "1")), "trained on sounds, not on"
     )

@@ -7,6 +7,7 @@ audio_path starts at the manifest's folder, so that a data set can be moved as a
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib.util
 import io
 import json
@@ -49,6 +50,13 @@ class Manifest:
 
     def __len__(self) -> int:
         return len(self.rows)
+
+    def fingerprint(self) -> str:
+        """Of paths and captions in their order: a run that was begun with others would not go on as it was."""
+        digest = hashlib.sha256()
+        for row in self.rows:
+            digest.update(f"{row.audio_path}\0{row.caption}\0".encode())
+        return digest.hexdigest()[:16]
 
     def path_of(self, row: Row) -> Path:
         return self.folder / row.audio_path

@@ -12,6 +12,7 @@ and its metadata hold the settings, the captions and the files that were passed 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -254,6 +255,10 @@ class LatentShards(Dataset[LatentClip]):
 
     def __len__(self) -> int:
         return int(self.ends[-1])
+
+    def fingerprint(self) -> str:
+        """As `Manifest.fingerprint`, of the index."""
+        return hashlib.sha256(json.dumps(self.index, sort_keys=True).encode()).hexdigest()[:16]
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # each worker maps the files itself

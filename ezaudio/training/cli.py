@@ -312,10 +312,13 @@ def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, A
     if data.is_dir():
         shards = LatentShards(data, run.seed)
         check_shards(shards.index, source, data)
+        task.settings["data"] = shards.fingerprint()
         Trainer(task, run, given["run"], given["workers"], given["quiet"]).train(shards, collate_latents)
         return
     rate = source.config.vae.sample_rate
-    dataset = ManifestDataset(read_manifest(data, given["split"]), round(run.clip_s * rate), rate, run.seed)
+    manifest = read_manifest(data, given["split"])
+    task.settings["data"] = manifest.fingerprint()
+    dataset = ManifestDataset(manifest, round(run.clip_s * rate), rate, run.seed)
     trainer = Trainer(task, run, given["run"], given["workers"], given["quiet"])
     skipped = SkipReport()
     try:
