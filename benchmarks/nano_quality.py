@@ -62,7 +62,7 @@ def main(
     from ezaudio.evaluation.figures import confusion_png, examples_png
     from ezaudio.evaluation.judge_training import kept_judge
     from ezaudio.evaluation.progress import bars
-    from ezaudio.evaluation.report import evaluate, told
+    from ezaudio.evaluation.report import draw_prompts, evaluate, told
     from ezaudio.runtime.text_to_audio import TextToAudio
 
     model = TextToAudio(bundle, precision=precision)
@@ -71,13 +71,15 @@ def main(
         judge_path.parent.mkdir(parents=True, exist_ok=True)
     with bars() as progress:
         judge = kept_judge(judge_path, recordings, progress)
-        report = evaluate(model, judge, recordings, count, seed, progress, **settings)
+        report = evaluate(model, judge, draw_prompts(count, seed), recordings, seed, progress, **settings)
     click.echo(hardware_line())
     click.echo("\n".join(told(report)))
     for path, draw in ((confusion, confusion_png), (sheet, examples_png)):
         if path is not None:
             replace_file(path, draw(report))
-    write_row({"benchmark": "nano_quality", "recordings": recordings is not None, **report.to_dict()}, save)
+    write_row(
+        {"benchmark": "nano_quality", "count": count, "recordings": recordings is not None, **report.to_dict()}, save
+    )
 
 
 if __name__ == "__main__":

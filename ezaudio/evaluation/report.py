@@ -4,7 +4,7 @@ are from renderings."""
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from ezaudio.evaluation.judge import Judge
 from ezaudio.evaluation.judge_training import heard
 from ezaudio.evaluation.metrics import frechet_distance, log_mel_distance, si_sdr_db, stft_distance
 from ezaudio.evaluation.progress import Progress, silent
-from ezaudio.evaluation.renderings import COMPARED_SEED, singles
+from ezaudio.evaluation.renderings import COMPARED_SEED, Rendering
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.text_to_audio import TextToAudio
 from ezaudio.training.nano.vocabulary import (
@@ -95,7 +95,6 @@ class QualityReport:
     model: str
     precision: str
     bundle_id: str
-    count: int
     seed: int
     settings: dict[str, Any]
     answers: dict[str, Answers]
@@ -113,22 +112,30 @@ class QualityReport:
         return {**data, "answers": answers, "goals": GOALS, "reconstruction": asdict(self.reconstruction)}
 
 
+def draw_prompts(count: int, seed: int = 0) -> dict[str, list[Prompt]]:
+    """`count` seen captions and as many unseen wordings of each kind, and as many of two sounds in all."""
+    drawn = PROMPT_SEED + seed
+    pairs = pair_prompts(count * len(KINDS), drawn)
+    return {"seen": seen_prompts(count, drawn), "unseen": unseen_prompts(count, drawn), "pairs": pairs}
+
+
 def evaluate(
     model: TextToAudio,
     judge: Judge,
+    prompts: Mapping[str, Sequence[Prompt]],
     recordings: Path | None = None,
-    count: int = 4,
     seed: int = 0,
     progress: Progress = silent,
     **settings: Any,
 ) -> QualityReport:
-    """Make `count` clips for seen captions and for unseen wordings of each kind and as many of two sounds, and measure.
+    """Make a clip for each prompt, and measure.
 
     Args:
         judge: of the packaged model's vocabulary, `kept_judge`.
+        prompts: `seen`, `unseen` and `pairs`, of `draw_prompts`; at least two seen ones.
         recordings: folder of `ezaudio-data recordings`: what is compared with has the recorded events that are held
             out; None compares with synthesised sounds alone.
-        seed: of the first clip, the following ones count on; captions and renderings are drawn from it too.
+        seed: of the first clip, the following ones count on; renderings are drawn from it too.
         settings: of `TextToAudio.generate`, preset, num_steps and so on, in place of the usual ones: guidance 5,
             rescale 0.75, 25 steps (or the preset's), 5 s.
 
@@ -144,39 +151,35 @@ def evaluate(
         given.setdefault("num_steps", NUM_STEPS)
     resolved = model.settings("a sound", seed=seed, **given).to_dict()
     sounds = known_sounds(recordings, held_out=True)
-    sets = {
-        "seen": seen_prompts(count, PROMPT_SEED + seed),
-        "unseen": unseen_prompts(count, PROMPT_SEED + seed),
-        "pairs": pair_prompts(count * len(KINDS), PROMPT_SEED + seed),
-    }
     answers, embeddings = {}, {}
     examples: dict[str, Example] = {}
-    for place, (name, prompts) in enumerate(sets.items()):
+    clip_seed = seed
+    for name in TITLES:
         scores, kept = [], []
-        for number, prompt in enumerate(prompts):
-            clip_seed = seed + place * len(prompts) + number
+        for number, prompt in enumerate(prompts[name], 1):
             samples = model.generate(prompt.text, seed=clip_seed, **given).samples[0]
+            clip_seed += 1
             row, embedding = judge.hear([samples])
             scores.append(row[0])
             kept.append(embedding[0])
             if name == "seen" and prompt.kinds[0] not in examples:
                 examples[prompt.kinds[0]] = Example(prompt.kinds[0], KINDS[int(row[0].argmax())], samples)
-            progress(TITLES[name], number + 1, len(prompts))
-        answers[name] = _judged(prompts, scores)
+            progress(TITLES[name], number, len(prompts[name]))
+        answers[name] = _judged(prompts[name], scores)
         embeddings[name] = np.stack(kept)
     duration_s = float(resolved["duration_s"])
-    first, second = _reference_embeddings(judge, sounds, count, seed, duration_s, progress)
+    kinds = [KINDS.index(prompt.kinds[0]) for prompt in prompts["seen"]]
+    first, second = _reference_embeddings(judge, sounds, kinds, seed, duration_s, progress)
     return QualityReport(
         model=model.model,
         precision=model.precision,
         bundle_id=model.bundle_id,
-        count=count,
         seed=seed,
         settings={name: value for name, value in resolved.items() if name not in ("prompt", "seed")}
         | {"preset": given.get("preset")},
         answers=answers,
         judge={"training": judge.card.training, "ceiling": judge.card.ceiling},
-        reconstruction=reconstruct(model, judge, sounds, seed, duration_s, progress),
+        reconstruction=reconstruct(model, judge, sounds, sorted(set(kinds)), seed, duration_s, progress),
         frechet=frechet_distance(embeddings["seen"], first),
         frechet_floor=frechet_distance(second, first),
         examples=tuple(examples.values()),
@@ -194,23 +197,29 @@ def _judged(prompts: Sequence[Prompt], scores: Sequence[NDArray[np.float32]]) ->
 
 
 def _reference_embeddings(
-    judge: Judge, sounds: Sequence[Sound], count: int, seed: int, duration_s: float, progress: Progress
+    judge: Judge, sounds: Sequence[Sound], kinds: Sequence[int], seed: int, duration_s: float, progress: Progress
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Of two sets of held-out renderings, `count` clips of each kind each."""
+    """Of two sets of held-out renderings of these kinds, one clip for each."""
     halves: tuple[list[NDArray[np.float32]], ...] = ([], [])
-    renderings = singles(len(sounds), 2 * count, COMPARED_SEED + seed)
-    for number, rendering in enumerate(renderings):
+    for number in range(2 * len(kinds)):
+        rendering = Rendering((kinds[number // 2],), (COMPARED_SEED + seed, 1, number))
         halves[number % 2].append(judge.hear([rendering.render(sounds, duration_s)])[1][0])
-        progress("held-out renderings", number + 1, len(renderings))
+        progress("held-out renderings", number + 1, 2 * len(kinds))
     return np.stack(halves[0]), np.stack(halves[1])
 
 
 def reconstruct(
-    model: TextToAudio, judge: Judge, sounds: Sequence[Sound], seed: int, duration_s: float, progress: Progress = silent
+    model: TextToAudio,
+    judge: Judge,
+    sounds: Sequence[Sound],
+    kinds: Sequence[int],
+    seed: int,
+    duration_s: float,
+    progress: Progress = silent,
 ) -> Reconstruction:
-    """A held-out rendering of each kind through the bundle's encoder (the posterior's mean) and decoder."""
+    """A held-out rendering of each of these kinds through the bundle's encoder (the posterior's mean) and decoder."""
     rows, right = [], 0
-    renderings = singles(len(sounds), 1, COMPARED_SEED + seed)
+    renderings = [Rendering((kind,), (COMPARED_SEED + seed, 2, kind)) for kind in kinds]
     hop = model.config.vae.hop
     for number, rendering in enumerate(renderings):
         clip = rendering.render(sounds, duration_s)
@@ -230,7 +239,7 @@ def told(report: QualityReport) -> list[str]:
     """The report as lines of text."""
     given = report.settings
     lines = [
-        f"{report.model} {report.precision}: clips of {given['duration_s']:g} s, {report.count} a kind and wording, "
+        f"{report.model} {report.precision}: clips of {given['duration_s']:g} s, "
         f"{given['preset'] or given['solver']}, {given['num_steps']} steps, guidance {given['guidance_scale']:g}, "
         f"rescale {given['guidance_rescale']:g}",
         "",
