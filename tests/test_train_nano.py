@@ -115,7 +115,7 @@ def test_levels_follow_the_loudness_of_their_band(vae: AutoencoderOobleck) -> No
     assert int(low.mean(1).argmax()) < 2
     assert int(high.mean(1).argmax()) >= NUM_LEVELS - 5
     faint, loud = (vae.encode(tone(440, peak))[0, -NUM_LEVELS:, 5:-5].mean(1).max() for peak in (0.02, 0.5))
-    assert float(loud) > 2 * float(faint) > 0.1
+    assert float(loud) > 1.3 * float(faint) > 0.1  # 28 dB
     assert float(vae.encode(torch.zeros(1, 1, 20 * HOP))[0, -NUM_LEVELS:].max()) < 0.1
 
 
@@ -126,7 +126,7 @@ def test_noise_in_silence_stays_faint(vae: AutoencoderOobleck) -> None:
 
 
 def test_other_shapes_are_refused() -> None:
-    for change in ({"latent_channels": 64}, {"companding": 1.0}, {"channel_multiples": (4, 12, 40)}):
+    for change in ({"latent_channels": 128}, {"companding": 1.0}, {"channel_multiples": (4, 12, 40)}):
         vae = AutoencoderOobleck(replace(NANO.vae, **change))
         with pytest.raises(InputError, match=r"160 companded latents|too few"):
             start_as_lapped_transform(vae, torch.zeros(1, 10 * HOP))
@@ -193,7 +193,7 @@ def test_text_encoder_learns_which_sounds_a_caption_names(tmp_path: Path) -> Non
 
 
 def small_recipe() -> nano.Recipe:
-    dit = replace(NANO.dit, width=128, depth=2, num_heads=2)
+    dit = replace(NANO.dit, width=192, depth=2, num_heads=3)
     made = nano.recipe(1e-9)
     stages = tuple(
         replace(stage, run=replace(stage.run, num_steps=2, batch_size=2, clip_s=0.5, save_every=1), scene_s=seconds)

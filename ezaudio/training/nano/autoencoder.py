@@ -109,12 +109,9 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
     strides, hop, count = config.strides, config.hop, sum(LEVELS)
     widths = [config.channels * multiple for multiple in config.channel_multiples]
     held = np.cumprod(strides)[:-1]
-    if (
-        count != sum(n for n, _ in BANDS)
-        or hop != sum(n * width for n, width in BANDS)
-        or not 0 < config.companding < 1
-    ):
-        raise InputError("this start is for 128 companded latents of 480 samples")
+    latents, samples = count + len(LEVELS), sum(n * width for n, width in BANDS)
+    if (config.latent_channels, hop) != (latents, samples) or config.companding == 1:
+        raise InputError(f"this start is for {latents} companded latents of {samples} samples")
     if any(width < size for width, size in zip(widths, held, strict=False)) or widths[-1] < 3 * count:
         raise InputError(f"channels {widths} are too few for strides {strides}")
     generator = torch.Generator().manual_seed(seed)

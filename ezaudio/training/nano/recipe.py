@@ -238,7 +238,7 @@ def judge_model(
     """Export in half precision, judge the bundle, and put the model card into model and bundle."""
     from ezaudio.evaluation.judge_training import kept_judge
     from ezaudio.evaluation.progress import bars, silent
-    from ezaudio.evaluation.report import evaluate
+    from ezaudio.evaluation.report import draw_prompts, evaluate
     from ezaudio.export.bundle import export_bundle
     from ezaudio.runtime.text_to_audio import TextToAudio
     from ezaudio.training.nano.card import model_card
@@ -247,7 +247,8 @@ def judge_model(
     manifest = export_bundle(source, folder / "bundle", "fp16")
     with nullcontext(silent) if quiet else bars() as progress:
         judge = kept_judge(folder / "judge.safetensors", recordings, progress)
-        report = evaluate(TextToAudio(str(folder / "bundle")), judge, recordings, count, progress=progress)
+        model = TextToAudio(str(folder / "bundle"))
+        report = evaluate(model, judge, draw_prompts(count), recordings, progress=progress)
     replace_file(folder / "quality.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     card = model_card(folder, made, recordings, command, report)
     manifest.with_card(folder / "bundle", card).write(folder / "bundle")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,7 +10,7 @@ import numpy as np
 
 from ezaudio.data.recordings import with_recordings
 from ezaudio.data.synthesis import SOUNDS, Sound
-from ezaudio.data.synthesis.captions import caption
+from ezaudio.data.synthesis.captions import caption, pick
 from ezaudio.data.synthesis.scenes import SceneStyle, render_scene
 from ezaudio.data.synthesis.wording import Wording, bare, participle, present, progressive
 
@@ -85,11 +85,11 @@ def unseen_prompts(count: int, seed: int) -> list[Prompt]:
         pairs = held_out_pairs(SOUNDS[name].wording)
         for index in range(count):
             if pairs and index % 2 == 0:
-                form = _pick(rng, (bare, participle, present, progressive))
-                text = form(*_pick(rng, pairs))
+                form = pick(rng, (bare, participle, present, progressive))
+                text = form(*pick(rng, pairs))
             else:
-                nouns, verbs = _pick(rng, without_held_out(SOUNDS[name].wording).groups)
-                text = str(_pick(rng, UNSEEN_FORMS)).format(participle(_pick(rng, nouns), _pick(rng, verbs)))
+                nouns, verbs = pick(rng, without_held_out(SOUNDS[name].wording).groups)
+                text = pick(rng, UNSEEN_FORMS).format(participle(pick(rng, nouns), pick(rng, verbs)))
             prompts.append(Prompt(text, (name,)))
     return prompts
 
@@ -104,7 +104,3 @@ def _captions(sizes: Sequence[int], kinds: Sequence[tuple[str, ...]], seed: int)
         _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style)
         prompts.append(Prompt(caption(rng, scene), names))
     return prompts
-
-
-def _pick(rng: np.random.Generator, options: Sequence[Callable[[str, str], str]] | Sequence) -> object:  # type: ignore[type-arg]
-    return options[int(rng.integers(len(options)))]
