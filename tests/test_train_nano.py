@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from console import fails, runner
-from tokenizers import Tokenizer
 
 from ezaudio.checkpoints import open_source
 from ezaudio.config import NANO, TextConfig
@@ -18,8 +18,12 @@ from ezaudio.data.synthesis import SOUNDS
 from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
+from ezaudio.evaluation import judge_training, report
+from ezaudio.evaluation.judge import Judge, JudgeCard, JudgeNetwork
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.manifest import CARD_FILE, read_manifest
 from ezaudio.text import build_text_encoder
+from ezaudio.training.journal import read_metrics
 from ezaudio.training.nano import recipe as nano
 from ezaudio.training.nano.autoencoder import (
     LEVEL_SIZE,
@@ -204,27 +208,44 @@ def small_recipe() -> nano.Recipe:
     return replace(made, config=replace(NANO, dit=dit), scenes=scenes, stages=stages, decoder=decoder, name_steps=2)
 
 
-def test_recipe_makes_a_model_and_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two prompts a set and a judge that has learnt nothing."""
+    torch.manual_seed(0)
+    judge = Judge(JudgeNetwork(len(KINDS)), JudgeCard(KINDS))
+    prompts = {"seen": seen_prompts(1, 0)[:2], "unseen": unseen_prompts(1, 0)[:2], "pairs": pair_prompts(2, 0)}
+    monkeypatch.setattr(judge_training, "kept_judge", lambda *given: judge)
+    monkeypatch.setattr(report, "draw_prompts", lambda count: prompts)
+    monkeypatch.setattr(report, "NUM_STEPS", 2)
+    monkeypatch.setattr(report, "USUAL", {**report.USUAL, "duration_s": 0.5})
+
+
+def test_recipe_makes_a_judged_bundle_and_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_judge: None
+) -> None:
     made = small_recipe()
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
-    # Stopped in the second stage: its first checkpoint is there.
-    stopped = replace(
-        made, stages=(made.stages[0], replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1)))
-    )
-    nano.train_nano(tmp_path, None, stopped, quiet=True)
+    # Stopped in the second stage, of which there is a checkpoint.
+    second = replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1))
+    nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True)
     (tmp_path / "stage2" / "dit.safetensors").unlink()
-    nano.train_nano(tmp_path, None, made, quiet=True)
+    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN")
     source = open_source(str(tmp_path / "model"))
     source.check_parts()
     untrained = start_as_pass_through(MaskDiT(made.config.dit), torch.Generator().manual_seed(0)).state_dict()
     assert any(not torch.equal(value, untrained[name]) for name, value in source.dit().state_dict().items())
-    Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
-    written = (tmp_path / "model" / "dit.safetensors").stat().st_mtime_ns
-    nano.train_nano(tmp_path, None, made, quiet=True)
-    assert (tmp_path / "stage3" / "dit.safetensors").stat().st_mtime_ns < (
-        tmp_path / "model" / "dit.safetensors"
-    ).stat().st_mtime_ns
-    assert (tmp_path / "model" / "dit.safetensors").stat().st_mtime_ns >= written
+    trained = read_metrics(tmp_path / "stage2" / "metrics.jsonl")
+    assert [row["step"] for row in trained] == [1, 2]
+    # The card lies in the model, in the bundle, where it is one of the verified files, and in what is exported of it.
+    bundle = read_manifest(tmp_path / "bundle")
+    card = (tmp_path / "bundle" / CARD_FILE).read_text(encoding="utf-8")
+    assert CARD_FILE in bundle.files
+    assert source.card is not None
+    assert source.card.read_text(encoding="utf-8") == card
+    assert "ezaudio-train nano RUN" in card
+    assert "| stage3 | 2 | 2 |" in card
+    assert "synthesised by ezaudio/data/synthesis (MIT)." in card
+    assert json.loads((tmp_path / "quality.json").read_text())["answers"]["pairs"]["clips"] == 2
 
 
 def test_command_refuses_a_folder_without_recordings(tmp_path: Path) -> None:
