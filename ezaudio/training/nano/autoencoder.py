@@ -150,13 +150,12 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
     for part, sign in enumerate((1, 1, -1)):
         into[part * count : (part + 1) * count, :size] = sign * kernel_of(analysis) / unit
     _set(down, into)
-    snake, last, first = _snake(encoder[-2]), _conv(encoder[-1]), _conv(decoder[0])
+    snake, last = _snake(encoder[-2]), _conv(encoder[-1])
     snake.beta.fill_(PASSED_ON)
     snake.alpha[count : 3 * count] = math.log(SQUARED / RANGE**power)
     snake.beta[count : 3 * count] = 0
     for channel in range(count):
         _pass_on(last, channel, channel)
-        _pass_on(first, channel, channel)
     kernel = last.weight_v.clone()
     kernel[count : config.latent_channels] = 0
     taps, place = torch.tensor(LEVEL_TAPS), 0
@@ -175,27 +174,29 @@ def start_as_lapped_transform(vae: AutoencoderOobleck, clips: Tensor, seed: int 
 
 
 def _expand(vae: AutoencoderOobleck, up: WeightNormConv, synthesis: Tensor, power: float) -> None:
-    """x + sin²(αx)/β at x = z + 3π/4α is z − sin(2αz)/2β and a constant, which one spare channel takes away again."""
+    """Half the difference of a snake of z and one of −z, both at x = ±z − π/4α: z − sin(2αz)/2β.
+
+    The constants of the two take each other away, and in weights of half precision too.
+    """
     count, size = synthesis.shape[:2]
     sine, frequency = expander(power)
-    alpha = frequency / RANGE / 2
-    shift = 3 * math.pi / (4 * alpha)
-    half = -sine * RANGE
+    alpha, half = frequency / RANGE / 2, -sine * RANGE
     block, first = vae.decoder.layers[1], _conv(vae.decoder.layers[0])
     assert isinstance(block, DecoderBlock)
     assert first.bias is not None
     snake = _snake(block.layers[0])
-    snake.alpha[:count], snake.beta[:count] = math.log(alpha), math.log(1 / (2 * half))
-    first.bias[:count] = shift
-    first.weight_g[count] = 0
-    first.bias[count], snake.alpha[count] = 1.0, math.log(math.pi)  # sin²(π) = 0: stays 1
+    snake.alpha[: 2 * count], snake.beta[: 2 * count] = math.log(alpha), math.log(1 / (2 * half))
+    first.bias[: 2 * count] = -math.pi / (4 * alpha)
+    for channel in range(count):
+        _pass_on(first, channel, channel)
+        _pass_on(first, count + channel, channel, -1)
     middle = RANGE / 2
     gain = middle**power / (middle - half * math.sin(2 * alpha * middle))
     kernel = up.weight_v.clone()
-    kernel[: count + 1] = 0
+    kernel[: 2 * count] = 0
     kernel[:, :size] = 0
-    kernel[:count, :size] = gain * synthesis
-    kernel[count, :size] = -gain * (shift + half) * synthesis.sum(0)
+    kernel[:count, :size] = gain / 2 * synthesis
+    kernel[count : 2 * count, :size] = -gain / 2 * synthesis
     _set(up, kernel)
 
 
@@ -234,11 +235,11 @@ def _strided(vae: AutoencoderOobleck, index: int) -> tuple[WeightNormConv, Weigh
     return _conv(into.layers[4]), _conv(out_of.layers[1])
 
 
-def _pass_on(layer: WeightNormConv, output: int, channel: int) -> None:
+def _pass_on(layer: WeightNormConv, output: int, channel: int, sign: int = 1) -> None:
     """Make one output of a convolution that does not stride the copy of one of its channels."""
     kernel = layer.weight_v.clone()
     kernel[output] = 0
-    kernel[output, channel, kernel.shape[2] // 2] = 1
+    kernel[output, channel, kernel.shape[2] // 2] = sign
     _set(layer, kernel)
 
 
