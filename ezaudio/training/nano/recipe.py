@@ -8,6 +8,7 @@ RUN/latents-5s, latents-10s   the scenes as latents
 RUN/stage1, stage2, stage3    the paper's stages, each a run of the general trainer
 RUN/decoder                   the autoencoder's decoder, learning to keep a sampler's noise quiet
 RUN/bundle, quality.json      the model exported, and judged; its model card is in RUN/model too
+RUN/clips.png, confusion.png  a clip of each kind, and what kinds are taken for, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from __future__ import annotations
 import json
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +112,7 @@ def recipe(effort: float = 1.0) -> Recipe:
             stage("stage3", 600, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
         ),
         decoder=RunSettings(
-            max(1, round(effort * 1200)),
+            max(1, round(effort * 300)),
             Schedule(2e-4, warmup_steps=100),
             batch_size=8,
             precision="fp32",
@@ -118,7 +120,7 @@ def recipe(effort: float = 1.0) -> Recipe:
             betas=(0.8, 0.99),
             clip_norm=10.0,
             clip_s=0.96,
-            save_every=300,
+            save_every=100,
             sample_every=0,
         ),
         losses=AutoencoderLosses(windows=(2048, 512, 128), judged_windows=(1280, 320), filters=12),
@@ -126,7 +128,7 @@ def recipe(effort: float = 1.0) -> Recipe:
 
 
 def train_nano(
-    folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 4
+    folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 3
 ) -> QualityReport:
     """Every step that is not done yet, one after the other; `folder`/model and `folder`/bundle are the result.
 
@@ -236,6 +238,7 @@ def judge_model(
     folder: Path, recordings: Path | None, made: Recipe, quiet: bool, command: str, count: int
 ) -> QualityReport:
     """Export in half precision, judge the bundle, and put the model card into model and bundle."""
+    from ezaudio.evaluation.figures import confusion_png, examples_png
     from ezaudio.evaluation.judge_training import kept_judge
     from ezaudio.evaluation.progress import bars, silent
     from ezaudio.evaluation.report import draw_prompts, evaluate
@@ -249,6 +252,9 @@ def judge_model(
         judge = kept_judge(folder / "judge.safetensors", recordings, progress)
         model = TextToAudio(str(folder / "bundle"))
         report = evaluate(model, judge, draw_prompts(count), recordings, progress=progress)
+    if find_spec("matplotlib") is not None:
+        replace_file(folder / "clips.png", examples_png(report))
+        replace_file(folder / "confusion.png", confusion_png(report))
     replace_file(folder / "quality.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
     card = model_card(folder, made, recordings, command, report)
     manifest.with_card(folder / "bundle", card).write(folder / "bundle")
