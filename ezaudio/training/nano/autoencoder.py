@@ -82,14 +82,13 @@ def expander(power: float) -> tuple[float, float]:
     wanted = z**power
     weight = 1 / (wanted + 5e-4)
 
-    def fit(frequency: float) -> tuple[Matrix, float]:
+    def fit(frequency: float) -> tuple[float, float]:
         terms = np.stack([z, np.sin(frequency * z)], 1) * weight[:, None]
-        factors = np.linalg.lstsq(terms, wanted * weight, rcond=None)[0]
-        return factors, float(np.square(terms @ factors - wanted * weight).mean())
+        linear, sine = np.linalg.lstsq(terms, wanted * weight, rcond=None)[0]
+        return float(sine / linear), float(np.square(terms @ [linear, sine] - wanted * weight).mean())
 
     frequency = float(minimize_scalar(lambda k: fit(k)[1], bounds=(2.0, 5.0), method="bounded").x)
-    linear, sine = fit(frequency)[0]
-    return float(sine / linear), frequency
+    return fit(frequency)[0], frequency
 
 
 @torch.no_grad()
