@@ -215,7 +215,7 @@ def quick_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     judge = Judge(JudgeNetwork(len(KINDS)), JudgeCard(KINDS))
     prompts = {"seen": seen_prompts(1, 0)[:2], "unseen": unseen_prompts(1, 0)[:2], "pairs": pair_prompts(2, 0)}
     monkeypatch.setattr(judge_training, "kept_judge", lambda *given: judge)
-    monkeypatch.setattr(report, "draw_prompts", lambda count: prompts)
+    monkeypatch.setattr(report, "draw_prompts", lambda count: prompts if count == 5 else {})
     monkeypatch.setattr(report, "NUM_STEPS", 2)
     monkeypatch.setattr(report, "USUAL", {**report.USUAL, "duration_s": 0.5})
 
@@ -227,9 +227,9 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
     # Stopped in the second stage, of which there is a checkpoint.
     second = replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1))
-    nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True)
+    nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True, count=5)
     (tmp_path / "stage2" / "dit.safetensors").unlink()
-    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN")
+    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5)
     source = open_source(str(tmp_path / "model"))
     source.check_parts()
     untrained = start_as_pass_through(MaskDiT(made.config.dit), torch.Generator().manual_seed(0)).state_dict()

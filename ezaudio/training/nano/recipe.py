@@ -143,17 +143,17 @@ def train_nano(
     torch.set_flush_denormal(True)
     sounds = taught_sounds(recordings)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (seconds, count) in enumerate(made.scenes):
-        with progress_bar(f"scenes of {seconds:g} s", count, quiet) as bar:
-            render_folder(_sounds(folder, seconds), sounds, count, number, seconds, style=STYLE, progress=bar.update)
+    for number, (seconds, scenes) in enumerate(made.scenes):
+        with progress_bar(f"scenes of {seconds:g} s", scenes, quiet) as bar:
+            render_folder(_sounds(folder, seconds), sounds, scenes, number, seconds, style=STYLE, progress=bar.update)
     model = folder / "model"
     if not (model / "config.json").is_file():
         begin_model(model, folder, made, sounds)
     source = open_source(str(model))
-    for seconds, count in made.scenes:
+    for seconds, scenes in made.scenes:
         manifest = read_manifest(_sounds(folder, seconds) / "manifest.jsonl")
         settings = ShardSettings(source.origin, text_states=False, duration_s=seconds, seed=0, shard_size=500)
-        with progress_bar(f"latents of {seconds:g} s", count, quiet) as bar:
+        with progress_bar(f"latents of {seconds:g} s", scenes, quiet) as bar:
             encode_shards(manifest, source, _latents(folder, seconds), settings, ENCODED_AT_ONCE, bar.update)
     before: Path | None = None
     for stage in made.stages:
