@@ -18,13 +18,15 @@ import click
 import numpy as np
 from measure import hardware_line, interleave, rounds_option, save_option, told, write_row
 
+from ezaudio.training.nano.vocabulary import KINDS
+
 PATH = click.Path(path_type=Path)
 
 
 def named_right(model: Any, judge: Any, preset: str | None, count: int) -> float:
     """Share of the preset's clips, `count` of each kind, that the judge names right."""
     from ezaudio.evaluation.report import PROMPT_SEED, USUAL
-    from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
+    from ezaudio.training.nano.vocabulary import seen_prompts
 
     right = []
     for seed, prompt in enumerate(seen_prompts(count, PROMPT_SEED)):
@@ -103,6 +105,7 @@ def main(
         "duration_s": 10.0,
         "ceiling": judge and judge.card.ceiling.get("taught_single"),
         "clips_of_each_kind": count if quality else 0,
+        "kinds": len(KINDS),
         "presets": results,
         **timing.fields(),
     }
