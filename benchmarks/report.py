@@ -309,8 +309,8 @@ def presets_told(results: Results) -> list[str]:
         lines += [*table(header, rows), ""]
         if row["ceiling"] is not None:
             lines += [
-                f"Named right: of {row['clips_of_each_kind']} clips of each of {row.get('kinds', 20)} kinds of sound, by "
-                f"a classifier that names {row['ceiling']:.0%} of held-out renderings right.",
+                f"Named right: of {row['clips_of_each_kind']} clips of each of {row.get('kinds', 20)} kinds of "
+                f"sound, by a classifier that names {row['ceiling']:.0%} of held-out renderings right.",
                 "",
             ]
     return lines or [f"{NOT_MEASURED.capitalize()}.", ""]
