@@ -76,9 +76,9 @@ class VAEConfig:
     def __post_init__(self) -> None:
         if len(self.channel_multiples) != len(self.strides):
             raise ValueError(f"one channel multiple a stride, got {self.channel_multiples} and {self.strides}")
-        _check_positive(self, "latent_channels", "channels", "sample_rate", "companding")
-        if self.companding > 1:
-            raise ValueError(f"companding must be at most 1, got {self.companding}")
+        _check_positive(self, "latent_channels", "channels", "sample_rate")
+        if not 0 < self.companding <= 1:
+            raise ValueError(f"companding must be more than 0 and at most 1, got {self.companding!r}")
         if any(stride % 2 for stride in self.strides):
             raise ValueError(f"strides must be even for exact lengths, got {self.strides}")
 

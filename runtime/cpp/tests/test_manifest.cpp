@@ -283,6 +283,8 @@ TEST_CASE("damage in a manifest is named") {
     CHECK(damage({"config", "max_duration_s"}, "1e17") == "max_duration_s must be float within reason, got 1e+17");
     CHECK(damage({"config", "max_duration_s"}, "0") == "max_duration_s must be more than 0, got 0");
     CHECK(damage({"config", "max_duration_s"}, "1e9") == "max_duration_s 1e+09 makes more than 1e12 values a clip");
+    CHECK(damage({"config", "vae", "companding"}, "2") == "companding must be more than 0 and at most 1, got 2");
+    CHECK(damage({"config", "vae", "companding"}, "0") == "companding must be more than 0 and at most 1, got 0");
     CHECK(damage({"config", "vae", "sample_rate"}, "null") == "sample_rate must be int within reason, got None");
     CHECK(damage({"config", "vae", "sample_rate"}, "24000.0") == "sample_rate must be int within reason, got 24000.0");
     CHECK(damage({"config", "vae", "sample_rate"}, "true") == "sample_rate must be int within reason, got True");

@@ -20,6 +20,7 @@ struct VaeConfig {
     int latent_channels = 0, channels = 0;
     std::vector<int> channel_multiples, strides;
     int sample_rate = 24000;  // Hz
+    double companding = 1.0;  // exponent of the encoder's mean, at most 1
 
     /// Audio samples per latent frame, at most 1e9.
     std::int64_t hop() const {

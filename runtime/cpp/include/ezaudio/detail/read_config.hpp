@@ -152,6 +152,7 @@ inline VaeConfig read_vae_config(const Json& json) {
     vae.channel_multiples = fields.required_integers("channel_multiples");
     vae.strides = fields.required_integers("strides");
     fields.read("sample_rate", vae.sample_rate);
+    fields.read("companding", vae.companding);
     fields.finish();
     const std::string strides = python_repr(json.at("strides"));
     if (vae.channel_multiples.size() != vae.strides.size()) {
@@ -161,6 +162,9 @@ inline VaeConfig read_vae_config(const Json& json) {
     check_positive("latent_channels", vae.latent_channels);
     check_positive("channels", vae.channels);
     check_positive("sample_rate", vae.sample_rate);
+    if (!(vae.companding > 0 && vae.companding <= 1)) {
+        throw JsonError("companding must be more than 0 and at most 1, got " + python_repr(json.at("companding")));
+    }
     std::int64_t hop = 1;
     for (const int stride : vae.strides) {
         if (stride % 2 != 0) throw JsonError("strides must be even for exact lengths, got " + strides);
