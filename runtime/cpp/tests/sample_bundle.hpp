@@ -25,7 +25,7 @@ inline Json sample_manifest() {
   "dit": {"latent_channels": 8, "width": 32, "depth": 2, "num_heads": 2, "context_width": 16, "adaln_rank": 2,
    "adaln_alpha": 3, "mlp_ratio": 4.0},
   "vae": {"latent_channels": 8, "channels": 4, "channel_multiples": [1, 2, 2, 4], "strides": [2, 4, 6, 10],
-   "sample_rate": 24000},
+   "sample_rate": 24000, "companding": 1.0},
   "text": {"width": 16, "hub_name": null, "num_layers": 1, "num_heads": 2, "head_width": 8, "ff_width": 32,
    "vocab_size": 1024, "max_tokens": 100},
   "controlnet": {"condition_channels": 1, "hidden_channels": [8, 16]},
