@@ -1,11 +1,11 @@
 """How good the packaged model is: a judge that learnt from held-out sounds names what it hears in generated clips.
 
     ezaudio-data recordings recordings                                          # once: the recorded animals
-    python benchmarks/nano_quality.py --recordings recordings --save            # about ten minutes on two cores
+    python benchmarks/nano_quality.py --recordings recordings --save
     python benchmarks/nano_quality.py --recordings recordings --bundle FOLDER --preset fast --count 8
     python benchmarks/nano_quality.py --recordings recordings --confusion confusion.png --sheet sheet.png
 
-The judge, a small network, is trained once (about four minutes) and kept. It learns from seeds and recorded events that
+The judge, a small network, is trained once and kept. It learns from seeds and recorded events that
 no training uses; how often it names yet other renderings right is the ceiling for any model. Told are the shares of
 clips named right for captions as in training, for wordings that were held out and for two sounds at once (both
 heard), what the autoencoder keeps of held-out sounds, and the Fréchet distance to held-out renderings.
@@ -19,7 +19,6 @@ from typing import Any
 import click
 from measure import hardware_line, save_option, write_row
 
-from ezaudio.runtime.bundle_store import cache_folder
 from ezaudio.runtime.command import Command
 from ezaudio.runtime.naming import Destination, replace_file
 from ezaudio.runtime.spectrogram import check_plot_extra
@@ -66,9 +65,6 @@ def main(
     from ezaudio.runtime.text_to_audio import TextToAudio
 
     model = TextToAudio(bundle, precision=precision)
-    if judge_path is None:
-        judge_path = cache_folder() / "judge.safetensors"
-        judge_path.parent.mkdir(parents=True, exist_ok=True)
     with bars() as progress:
         judge = kept_judge(judge_path, recordings, progress)
         report = evaluate(model, judge, draw_prompts(count, seed), recordings, seed, progress, **settings)

@@ -18,20 +18,20 @@ import click
 import numpy as np
 from measure import hardware_line, interleave, rounds_option, save_option, told, write_row
 
-from ezaudio.training.nano.vocabulary import KINDS
+from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
 
 PATH = click.Path(path_type=Path)
 
 
 def named_right(model: Any, judge: Any, preset: str | None, count: int) -> float:
     """Share of the preset's clips, `count` of each kind, that the judge names right."""
+    from ezaudio.evaluation.judge_training import heard
     from ezaudio.evaluation.report import PROMPT_SEED, USUAL
-    from ezaudio.training.nano.vocabulary import seen_prompts
 
     right = []
     for seed, prompt in enumerate(seen_prompts(count, PROMPT_SEED)):
         samples = model.generate(prompt.text, preset=preset, seed=seed, **USUAL).samples[0]
-        right.append(KINDS[int(judge.hear([samples])[0][0].argmax())] == prompt.kinds[0])
+        right.append(heard(judge.hear([samples])[0][0], [KINDS.index(kind) for kind in prompt.kinds]))
     return float(np.mean(right))
 
 
@@ -57,7 +57,6 @@ def main(
     from ezaudio.evaluation.judge_training import kept_judge
     from ezaudio.evaluation.progress import bars
     from ezaudio.runtime import TextToAudio
-    from ezaudio.runtime.bundle_store import cache_folder
     from ezaudio.runtime.calibration import num_evaluations
     from ezaudio.runtime.presets import Preset
 
@@ -68,7 +67,7 @@ def main(
     judge = None
     if quality:
         with bars() as progress:
-            judge = kept_judge(judge_path or cache_folder() / "judge.safetensors", recordings, progress)
+            judge = kept_judge(judge_path, recordings, progress)
 
     def clip(preset: str | None) -> None:
         model.generate("rain falling", preset=preset, duration_s=10.0, seed=1)

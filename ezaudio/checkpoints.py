@@ -187,7 +187,6 @@ def save_folder(
     tokenizer_files: Mapping[str, Path],
     controlnet: ControlNet | None = None,
     dtype: torch.dtype = torch.float32,
-    card: str | None = None,
 ) -> None:
     """Writes a folder that `open_source` reads, whole or not at all; replaces an empty folder or one of the same kind.
 
@@ -195,7 +194,6 @@ def save_folder(
         vae: with or without weight-norm, not changed; stored folded.
         tokenizer_files: "tokenizer.json" and "spiece.model".
         dtype: float32, or float16 for half the size. Buffers stay as they are.
-        card: how the model was trained; goes into its bundles.
 
     Raises:
         InputError: the folder cannot be written or holds something else.
@@ -222,8 +220,6 @@ def save_folder(
             write_safetensors(temporary / name, module, dtype)
         for name in TOKENIZER_FILES:
             shutil.copyfile(tokenizer_files[name], temporary / name)
-        if card is not None:
-            (temporary / CARD_FILE).write_text(card, encoding="utf-8")
         (temporary / "config.json").write_text(json.dumps(config.to_dict(), indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             folder.rename(old)

@@ -236,6 +236,11 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     assert any(not torch.equal(value, untrained[name]) for name, value in source.dit().state_dict().items())
     trained = read_metrics(tmp_path / "stage2" / "metrics.jsonl")
     assert [row["step"] for row in trained] == [1, 2]
+    # Other settings than the card would tell of are refused.
+    first = replace(made.stages[0], run=replace(made.stages[0].run, schedule=Schedule(1e-4)))
+    other = replace(made, stages=(first, *made.stages[1:]))
+    with pytest.raises(InputError, match="the run was begun with schedule"):
+        nano.train_nano(tmp_path, None, other, quiet=True, count=5)
     # The card lies in the model, in the bundle, where it is one of the verified files, and in what is exported of it.
     bundle = read_manifest(tmp_path / "bundle")
     card = (tmp_path / "bundle" / CARD_FILE).read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from ezaudio.evaluation.judge import BATCH, Judge, JudgeCard, JudgeNetwork
 from ezaudio.evaluation.mels import BANDS, HOP, MelPower
 from ezaudio.evaluation.progress import Progress, silent
 from ezaudio.evaluation.renderings import CHECKED_SEED, CLIP_S, LEARNT_SEED, Rendering, pairs, singles
+from ezaudio.runtime.bundle_store import cache_folder
 from ezaudio.runtime.naming import Destination
 from ezaudio.training.nano.vocabulary import KINDS, known_sounds, taught_sounds
 
@@ -74,16 +75,20 @@ def train_judge(
     return Judge(network, JudgeCard(judge.card.kinds, training, ceiling))
 
 
-def kept_judge(path: Path, recordings: Path | None, progress: Progress = silent) -> Judge:
+def kept_judge(path: Path | None, recordings: Path | None, progress: Progress = silent) -> Judge:
     """The judge of the packaged model's vocabulary that `path` holds, or, where nothing is, a new one put there.
 
     Args:
+        path: None keeps it in the user's cache.
         recordings: folder of `ezaudio-data recordings`, to train with; None trains on synthesised sounds alone.
 
     Raises:
         InputError: a judge of another vocabulary, no such recordings, or a path that cannot be written (nothing is
             trained then). BundleError: the file is no judge.
     """
+    if path is None:
+        path = cache_folder() / "judge.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
     if path.exists():
         return Judge.load(path, KINDS)
     held_out, taught = known_sounds(recordings, held_out=True), taught_sounds(recordings)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.primitives import Audio, normalize, samples
 from ezaudio.data.synthesis.scenes import render_scene, solo
-from ezaudio.training.nano.vocabulary import STYLE
+from ezaudio.training.nano.vocabulary import style_of
 
 # Training draws from seeds of one digit. What the judge learns, what it is checked on, and what models are compared
 # with must not meet either.
@@ -36,8 +36,7 @@ class Rendering:
         chosen = [sounds[kind] for kind in self.kinds]
         if self.alone:
             return normalize(solo(rng, chosen[0], count), float(rng.uniform(0.5, 0.9)))
-        one, two = float(len(chosen) == 1), float(len(chosen) == 2)
-        return render_scene(rng, chosen, count, replace(STYLE, parts=(one, two, 0.0)))[0]
+        return render_scene(rng, chosen, count, style_of(len(chosen)))[0]
 
 
 def singles(num_kinds: int, count: int, seed: int, alone: bool = False) -> list[Rendering]:

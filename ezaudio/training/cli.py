@@ -38,7 +38,7 @@ The paper's recipe:
 
 \b
 The model in the package, from synthesised sounds:
-  ezaudio-train nano runs/nano && ezaudio-export --model runs/nano -o bundle/
+  ezaudio-train nano runs/nano && ezaudio-run "dog barking" --bundle runs/nano/bundle
 
 \b
 On several GPUs or machines, by accelerate's launcher:
@@ -185,7 +185,7 @@ def vae(resume_weights: bool, **given: Any) -> None:
     _train(AutoencoderTask(network, run.schedule, losses, partial(_publish, source, given)), run, source, given)
 
 
-@main.command("nano", short_help="The packaged model, from nothing, in two hours on two cores.")
+@main.command("nano", short_help="The packaged model, from nothing to a judged bundle.")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--recordings",

@@ -32,6 +32,7 @@ from ezaudio.data.manifest import read_manifest
 from ezaudio.data.shards import LatentShards, ShardSettings, collate_latents, encode_shards
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.dataset import render_folder
+from ezaudio.data.synthesis.primitives import normalize
 from ezaudio.data.synthesis.scenes import solo
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
@@ -130,7 +131,7 @@ def recipe(effort: float = 1.0) -> Recipe:
 def train_nano(
     folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 3
 ) -> QualityReport:
-    """Every step that is not done yet, one after the other; `folder`/model and `folder`/bundle are the result.
+    """What is not trained yet is, step by step; then `folder`/model is put together, exported to bundle and judged.
 
     Args:
         recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
@@ -184,11 +185,11 @@ def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) ->
 
 
 def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | None, quiet: bool) -> Path:
-    """Run one stage, from what the one `before` left or the model's own weights. Returns its folder."""
+    """Run what is left of one stage, from what the one `before` left or the model's own weights. Returns its folder.
+
+    A finished stage too is asked whether it was run with these settings: the model card tells of them.
+    """
     run = folder / stage.stage.name
-    weights = run / "dit.safetensors"
-    if weights.is_file():
-        return run
     dit, text_encoder = source.dit(), source.text_encoder()
     if before is not None:
         _take(before, dit, text_encoder)
@@ -214,8 +215,6 @@ def train_decoder(folder: Path, source: ModelSource, made: Recipe, quiet: bool) 
     The encoder stays as it is: the latents of the other stages are its own.
     """
     run = folder / "decoder"
-    if (run / "vae.safetensors").is_file():
-        return run
     torch.manual_seed(0)
     vae = source.vae().unfold_weight_norm()
     task = AutoencoderTask(vae, made.decoder.schedule, made.losses, decoder_noise=DECODER_NOISE)
@@ -284,6 +283,5 @@ def _clips(sounds: list[Sound], num_samples: int, count: int = 6) -> torch.Tenso
     clips = []
     for number, sound in enumerate(sounds):
         for index in range(count):
-            clip = solo(np.random.default_rng((0, number, index)), sound, num_samples)
-            clips.append(clip / max(float(np.abs(clip).max()), 1e-3))
+            clips.append(normalize(solo(np.random.default_rng((0, number, index)), sound, num_samples), 1.0))
     return torch.from_numpy(np.array(clips, np.float32))

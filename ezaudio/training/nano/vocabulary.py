@@ -55,7 +55,7 @@ def held_out_pairs(wording: Wording) -> list[tuple[str, str]]:
 
 
 def without_held_out(wording: Wording) -> Wording:
-    """The wording without its held-out pairs; labels that name one go too."""
+    """The wording without its held-out pairs; labels stay."""
     groups: list[tuple[tuple[str, ...], tuple[str, ...]]] = []
     for nouns, verbs in wording.groups:
         if len(nouns) > 1 and len(verbs) > 1:
@@ -67,14 +67,14 @@ def without_held_out(wording: Wording) -> Wording:
 
 def seen_prompts(count: int, seed: int) -> list[Prompt]:
     """`count` captions of each kind alone, as in training."""
-    return _captions([1], [(name,) for name in KINDS for _ in range(count)], seed)
+    return _captions([(name,) for name in KINDS for _ in range(count)], seed)
 
 
 def pair_prompts(count: int, seed: int) -> list[Prompt]:
     """`count` captions of two different kinds, as in training."""
     rng = np.random.default_rng((seed, 2))
     pairs = [tuple(KINDS[int(i)] for i in rng.choice(len(KINDS), 2, replace=False)) for _ in range(count)]
-    return _captions([2], pairs, seed)
+    return _captions(pairs, seed)
 
 
 def unseen_prompts(count: int, seed: int) -> list[Prompt]:
@@ -94,13 +94,16 @@ def unseen_prompts(count: int, seed: int) -> list[Prompt]:
     return prompts
 
 
-def _captions(sizes: Sequence[int], kinds: Sequence[tuple[str, ...]], seed: int) -> list[Prompt]:
+def style_of(count: int) -> SceneStyle:
+    """STYLE for scenes of just one sound, or of just two."""
+    return replace(STYLE, parts=(float(count == 1), float(count == 2), 0.0))
+
+
+def _captions(kinds: Sequence[tuple[str, ...]], seed: int) -> list[Prompt]:
     sounds = {sound.name: sound for sound in taught_sounds(None)}
-    parts = tuple(float(size in sizes) for size in (1, 2, 3))
-    style = replace(STYLE, parts=parts)  # type: ignore[arg-type]
     prompts = []
     for number, names in enumerate(kinds):
         rng = np.random.default_rng((seed, 3, number))
-        _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style)
+        _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style_of(len(names)))
         prompts.append(Prompt(caption(rng, scene), names))
     return prompts
