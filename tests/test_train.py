@@ -40,11 +40,13 @@ from ezaudio.training.latent_diffusion import (
     start_controlnet,
     start_cross_attention,
 )
+from ezaudio.training.optimizers import optimizers
 from ezaudio.training.settings import (
     RUNS,
     STAGES,
     AutoencoderLosses,
     ControlNetStage,
+    Optimizer,
     RunSettings,
     Schedule,
     changed,
@@ -144,9 +146,45 @@ def train(kind: str, run: RunSettings, data: Path, folder: Path) -> Trainer:
     return trainer
 
 
-@pytest.mark.parametrize("kind", ["stage1", "stage2", "controlnet", "vae"])
-def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(kind: str, data: Path, tmp_path: Path) -> None:
-    run = settings(num_steps=4, accumulation=2)
+def test_muon_gives_the_matrices_of_blocks_steps_of_one_size_in_all_directions() -> None:
+    dit = MaskDiT(DEBUG.dit)
+    run = settings(optimizer="muon")
+    muon, adamw = optimizers(dit, run)
+    names = {id(parameter): name for name, parameter in dit.named_parameters()}
+    matrices = [parameter for group in muon.param_groups for parameter in group["params"]]
+    rest = [names[id(parameter)] for group in adamw.param_groups for parameter in group["params"]]
+    chosen = {names[id(matrix)] for matrix in matrices}
+    assert {"model.mid_block.attn.proj.weight", "model.mid_block.cross_attn.to_k.weight"} <= chosen
+    assert chosen.isdisjoint(rest)
+    assert sorted([*chosen, *rest]) == sorted(names.values())
+    assert all("block" in name and "final" not in name and "adaln" not in name for name in chosen)
+    matrix = matrices[0]
+    before = matrix.detach().clone()
+    # One direction of the gradient is a hundred times the others.
+    left, _, right = torch.linalg.svd(torch.randn(matrix.shape), full_matrices=False)
+    sizes = torch.ones(len(right))
+    sizes[0] = 100
+    matrix.grad = left * sizes @ right
+    muon.step()
+    stepped = torch.linalg.svdvals(before - matrix.detach())
+    assert stepped.max() < 2.5 * stepped.min()
+
+
+def test_muon_refuses_what_it_cannot_train() -> None:
+    with pytest.raises(InputError, match="for diffusion transformers"):
+        optimizers(AutoencoderOobleck(DEBUG.vae), settings(optimizer="muon"))
+    with pytest.raises(InputError, match="cannot train in fp16"):
+        optimizers(MaskDiT(DEBUG.dit), settings(optimizer="muon", precision="fp16"))
+
+
+@pytest.mark.parametrize(
+    ("kind", "optimizer"),
+    [("stage1", "adamw"), ("stage2", "adamw"), ("stage2", "muon"), ("controlnet", "adamw"), ("vae", "adamw")],
+)
+def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(
+    kind: str, optimizer: Optimizer, data: Path, tmp_path: Path
+) -> None:
+    run = settings(num_steps=4, accumulation=2, optimizer=optimizer)
     whole = train(kind, run, data, tmp_path / "whole")
     train(kind, replace(run, num_steps=2), data, tmp_path / "resumed")
     resumed = train(kind, run, data, tmp_path / "resumed")

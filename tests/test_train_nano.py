@@ -203,9 +203,8 @@ def small_recipe() -> nano.Recipe:
         replace(stage, run=replace(stage.run, num_steps=2, batch_size=2, clip_s=0.5, save_every=1), scene_s=seconds)
         for stage, seconds in zip(made.stages, (1.0, 1.0, 1.5), strict=True)
     )
-    decoder = replace(made.decoder, num_steps=2, batch_size=2, clip_s=0.2)
     scenes = ((1.0, 6), (1.5, 2))
-    return replace(made, config=replace(NANO, dit=dit), scenes=scenes, stages=stages, decoder=decoder, name_steps=2)
+    return replace(made, config=replace(NANO, dit=dit), scenes=scenes, stages=stages, name_steps=2)
 
 
 @pytest.fixture

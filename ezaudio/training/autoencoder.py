@@ -22,7 +22,6 @@ from ezaudio.training.losses import (
     feature_matching_loss,
     kl_divergence,
 )
-from ezaudio.training.masks import uniform
 from ezaudio.training.settings import DISCRIMINATOR_SCHEDULE, AutoencoderLosses, Schedule
 from ezaudio.training.trainer import Losses
 from ezaudio.vae import AutoencoderOobleck
@@ -35,12 +34,7 @@ LISTEN_CLIPS = 4
 
 
 class AutoencoderTask:
-    """See `trainer.Task`. The discriminators are updated first, on what the autoencoder makes before its own update.
-
-    Args:
-        decoder_noise: None trains all. A number trains the decoder alone, on latents whose noise is up to so many times
-            the posterior's deviation, a level drawn for each clip: what a sampler leaves is to stay quiet.
-    """
+    """See `trainer.Task`. The discriminators are updated first, on what the autoencoder makes before its own update."""
 
     averaged = "vae"
 
@@ -50,10 +44,9 @@ class AutoencoderTask:
         schedule: Schedule,
         losses: AutoencoderLosses | None = None,
         on_publish: Callable[[Path], None] = lambda folder: None,
-        decoder_noise: float | None = None,
     ) -> None:
         self.weights = losses or AutoencoderLosses()
-        self.settings = {"task": "autoencoder", "losses": asdict(self.weights), "decoder_noise": decoder_noise}
+        self.settings = {"task": "autoencoder", "losses": asdict(self.weights)}
         self.networks: dict[str, nn.Module] = {
             "vae": vae.requires_grad_(True),
             "discriminators": Discriminators(self.weights.judged_windows, self.weights.filters),
@@ -62,9 +55,6 @@ class AutoencoderTask:
         self.sample_rate = vae.config.sample_rate
         self._spectral = SpectralLoss(self.weights.windows, vae.config.sample_rate)
         self._on_publish = on_publish
-        self._decoder_noise = decoder_noise
-        if decoder_noise is not None:
-            vae.encoder.requires_grad_(False)
         self._heard: torch.Tensor | None = None  # clips of a recent batch, to be listened to
 
     def to(self, device: torch.device) -> None:
@@ -81,8 +71,6 @@ class AutoencoderTask:
         self._heard = audio[:LISTEN_CLIPS].detach()
         shape = (len(audio), vae.config.latent_channels, audio.shape[-1] // hop)
         noise = torch.randn(shape, generator=generator, device=generator.device)
-        if self._decoder_noise is not None:
-            noise *= uniform((len(audio), 1, 1), 0, self._decoder_noise, generator)
         output, mean, std = networks["vae"](audio, noise)
         target, made = audio[:, 0], output[:, 0].float()
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -112,17 +112,19 @@ def _moments(module: nn.Module, optimizer: torch.optim.Optimizer) -> Iterator[tu
             yield f"{key}.{name}", value
 
 
-def optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer) -> Arrays:
-    """AdamW's moments and step counts by parameter name."""
-    return dict(_moments(module, optimizer))
+def optimizer_state(module: nn.Module, optimizers: Sequence[torch.optim.Optimizer]) -> Arrays:
+    """Moments and step counts by parameter name."""
+    return {key: value for optimizer in optimizers for key, value in _moments(module, optimizer)}
 
 
-def take_optimizer_state(module: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+def take_optimizer_state(
+    module: nn.Module, optimizers: Sequence[torch.optim.Optimizer], tensors: Mapping[str, Tensor]
+) -> None:
     """Inverse of `optimizer_state`. Step counts stay on the CPU, where AdamW keeps them."""
-    for name, parameter in module.named_parameters():
-        if f"step.{name}" in tensors:
-            optimizer.state[parameter] = {
-                "step": tensors[f"step.{name}"].clone(),
-                "exp_avg": tensors[f"exp_avg.{name}"].to(parameter, copy=True),
-                "exp_avg_sq": tensors[f"exp_avg_sq.{name}"].to(parameter, copy=True),
-            }
+    parameters = dict(module.named_parameters())
+    owners = {p: each for each in optimizers for group in each.param_groups for p in group["params"]}
+    for full_name, value in tensors.items():
+        key, _, name = full_name.partition(".")
+        parameter = parameters[name]
+        stored = value.clone() if key == "step" else value.to(parameter, copy=True)
+        owners[parameter].state[parameter][key] = stored

@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 from ezaudio.runtime.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
+Optimizer = Literal["adamw", "muon"]
 
 
 def _check(holds: bool, name: str, expected: str, got: Any) -> None:
@@ -53,6 +54,7 @@ class RunSettings:
         batch_size: of one step, over all processes and all parts of an accumulation.
         accumulation: parts that a process's share of the batch is computed in.
         precision: of the products; weights, averages and losses stay in fp32.
+        optimizer: "muon" gives the matrices of transformer blocks orthogonalised momentum, see `optimizers`.
         gradient_checkpointing: recompute activations in the backward pass; a third slower, and far less memory.
         fused: Triton operators, see `MaskDiT.fuse`.
         save_every, sample_every: steps between checkpoints, and between sounds made to listen to; 0: never.
@@ -65,6 +67,7 @@ class RunSettings:
     batch_size: int = 128
     accumulation: int = 1
     precision: Precision = "bf16"
+    optimizer: Optimizer = "adamw"
     gradient_checkpointing: bool = False
     fused: bool = False
     ema_decay: float = 0.9999
@@ -83,6 +86,7 @@ class RunSettings:
         _check(1 <= self.batch_size <= 65536, "batch_size", "1 to 65,536", self.batch_size)
         _check(self.accumulation >= 1, "accumulation", "at least 1", self.accumulation)
         _check(self.precision in get_args(Precision), "precision", "fp32, bf16 or fp16", self.precision)
+        _check(self.optimizer in get_args(Optimizer), "optimizer", "adamw or muon", self.optimizer)
         _check(0 <= self.ema_decay < 1, "ema_decay", "0 to less than 1", self.ema_decay)
         _check(self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
         _check(0 < self.clip_s <= 60, "clip_s", "more than 0 to 60", self.clip_s)

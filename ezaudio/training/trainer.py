@@ -10,6 +10,7 @@ import itertools
 import logging
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -17,12 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from tqdm import tqdm
 
 from ezaudio.runtime.errors import InputError, MissingExtraError
 from ezaudio.training import checkpoint as checkpoints
 from ezaudio.training.checkpoint import Arrays, Checkpoint
 from ezaudio.training.journal import Journal
+from ezaudio.training.optimizers import TIMES, optimizers
 from ezaudio.training.settings import RunSettings, Schedule, check_same
 
 if TYPE_CHECKING:
@@ -127,7 +130,7 @@ class Trainer:
         task.to(self._device)
         for network in task.networks.values():
             network.to(self._device).train()
-        self._optimizers = {name: _adamw(network, task.schedules[name], run) for name, network in task.networks.items()}
+        self._optimizers = {name: optimizers(network, run) for name, network in task.networks.items()}
         self.step = 0
         self.average: Arrays = {
             name: value.detach().clone() for name, value in checkpoints.weights(task.networks[task.averaged]).items()
@@ -135,7 +138,7 @@ class Trainer:
         self._resume()
         prepare = self._accelerator.prepare
         self._networks = {name: prepare(network) for name, network in task.networks.items()}
-        self._prepared = {name: prepare(optimizer) for name, optimizer in self._optimizers.items()}
+        self._prepared = {name: [prepare(each) for each in parts] for name, parts in self._optimizers.items()}
 
     def train(self, dataset: Any, collate: Any, on_batch: Callable[[Any], None] = lambda batch: None) -> None:
         """Run all steps that are left, then publish.
@@ -200,23 +203,27 @@ class Trainer:
     def _one_step(self, batches: Iterable[Any], on_batch: Callable[[Any], None]) -> dict[str, Tensor]:
         """The terms of the last part."""
         terms: dict[str, Tensor] = {}
-        for name, optimizer in self._optimizers.items():
-            for group in optimizer.param_groups:
-                group["lr"] = self.task.schedules[name].rate(self.step)
+        for name, parts in self._optimizers.items():
+            for group in (group for each in parts for group in each.param_groups):
+                group["lr"] = self.task.schedules[name].rate(self.step) * group.get(TIMES, 1.0)
         for part, batch in enumerate(itertools.islice(batches, self.run.accumulation)):
             on_batch(batch)
-            with self._accelerator.accumulate(*self._networks.values()):
+            with self._accelerator.accumulate(*self._networks.values()), self._attention():
                 for losses in self.task.losses(self._networks, batch, self._generator(self.step, part)):
-                    optimizer = self._prepared[losses.network]
                     self._accelerator.backward(losses.total)
                     if self._accelerator.sync_gradients:
                         parameters = self.task.networks[losses.network].parameters()
                         self._accelerator.clip_grad_norm_(parameters, self.run.clip_norm)
-                    optimizer.step()
-                    optimizer.zero_grad()
+                    for optimizer in self._prepared[losses.network]:
+                        optimizer.step()
+                        optimizer.zero_grad()
                     terms |= losses.terms
         self._update_average()
         return terms
+
+    def _attention(self) -> AbstractContextManager[None]:
+        # On a CPU the backward pass of PyTorch's flash attention takes several times as long as plain products.
+        return sdpa_kernel(SDPBackend.MATH) if self._device.type == "cpu" else nullcontext()
 
     def _generator(self, *numbers: int) -> torch.Generator:
         seed = np.random.SeedSequence((self.run.seed, *numbers, self._accelerator.process_index))
@@ -301,13 +308,3 @@ class _Exchanged:
     def __exit__(self, *_: object) -> None:
         checkpoints.take_weights(self._module, self._own, "the weights")
         self._module.train()
-
-
-def _adamw(network: nn.Module, schedule: Schedule, run: RunSettings) -> torch.optim.AdamW:
-    """Weight decay on matrices and kernels alone."""
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, schedule.learning_rate, betas=run.betas)

@@ -28,12 +28,14 @@ class SceneStyle:
         distances: shares of near, middle and far.
         in_turn: share of scenes of several sounds in which they follow each other.
         rooms: share of each of `ROOMS`, where no sound of the scene belongs outdoors.
+        filled: share of sounds of events that go on to the end of their stretch, however often.
     """
 
     parts: tuple[float, float, float] = (0.5, 0.35, 0.15)
     distances: tuple[float, float, float] = (0.62, 0.16, 0.22)
     in_turn: float = 0.4
     rooms: tuple[float, ...] = (0.4, 0.35, 0.17, 0.08)
+    filled: float = 0.0
 
 
 VARIED = SceneStyle()
@@ -170,8 +172,10 @@ def render_scene(
             if in_turn:
                 audio = p.fade(audio, 0.15)
         else:
-            wanted = 1 + int(rng.geometric(0.45) - 1)
-            audio, count, first, end = repeated(rng, sound, stop - start, min(wanted, sound.max_count))
+            wanted = min(1 + int(rng.geometric(0.45) - 1), sound.max_count)
+            if style.filled and rng.random() < style.filled:
+                wanted = stop - start  # more than fit
+            audio, count, first, end = repeated(rng, sound, stop - start, wanted)
         distance = str(rng.choice(list(DISTANCES), p=style.distances))
         behind = index > 0 and not in_turn
         if index == 0 and len(chosen) > 1:

@@ -50,7 +50,6 @@ Judged by a classifier that was trained on other renderings alone (`benchmarks/n
 def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str, report: QualityReport) -> str:
     """Markdown. `folder` is the run's, whose stages tell their times."""
     rows = [_row(stage.stage.name, folder / stage.stage.name, stage.run.batch_size) for stage in made.stages]
-    rows.append(_row("decoder", folder / "decoder", made.decoder.batch_size))
     return TEXT.format(
         parameters=_parameters(folder / "model") / 1e6,
         num_kinds=len(KINDS),

@@ -2,11 +2,10 @@
 
     ezaudio-train nano RUN --recordings RECORDINGS
 
-RUN/sounds-5s, sounds-10s     scenes of synthesised and recorded sounds with captions
+RUN/sounds-2.5s, sounds-10s   scenes of synthesised and recorded sounds with captions
 RUN/model                     the model: config.json, weights, tokenizer; what the stages have taught it is put here
-RUN/latents-5s, latents-10s   the scenes as latents
+RUN/latents-2.5s, latents-10s the scenes as latents
 RUN/stage1, stage2, stage3    the paper's stages, each a run of the general trainer
-RUN/decoder                   the autoencoder's decoder, learning to keep a sampler's noise quiet
 RUN/bundle, quality.json      the model exported, and judged; its model card is in RUN/model too
 RUN/clips.png, confusion.png  a clip of each kind, and what kinds are taken for, where matplotlib is installed
 """
@@ -27,7 +26,6 @@ from tokenizers import Tokenizer
 from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import EzAudioConfig, preset
 from ezaudio.data.command import progress_bar
-from ezaudio.data.dataset import ManifestDataset, collate
 from ezaudio.data.manifest import read_manifest
 from ezaudio.data.shards import LatentShards, ShardSettings, collate_latents, encode_shards
 from ezaudio.data.synthesis import Sound
@@ -39,7 +37,6 @@ from ezaudio.dit import MaskDiT
 from ezaudio.runtime.manifest import CARD_FILE
 from ezaudio.runtime.naming import replace_file
 from ezaudio.text import build_text_encoder
-from ezaudio.training.autoencoder import AutoencoderTask
 from ezaudio.training.latent_diffusion import (
     Encoders,
     LatentDiffusionTask,
@@ -49,7 +46,7 @@ from ezaudio.training.latent_diffusion import (
 from ezaudio.training.nano.autoencoder import start_as_lapped_transform
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
 from ezaudio.training.nano.vocabulary import STYLE, taught_sounds
-from ezaudio.training.settings import STAGES, AutoencoderLosses, DiffusionStage, RunSettings, Schedule
+from ezaudio.training.settings import STAGES, DiffusionStage, RunSettings, Schedule
 from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
 from ezaudio.weights import load_weights, read_state_dict
@@ -61,7 +58,6 @@ if TYPE_CHECKING:
 
 PROMPTS = ("dog barking", "a puppy barking while rain falls", "church bell tolling", "piano playing")
 HIGH_NOISE = 0.55
-DECODER_NOISE = 3.0  # deviations of the posterior
 ENCODED_AT_ONCE = 2  # on a CPU larger batches take twice as long, for page faults
 
 
@@ -81,8 +77,6 @@ class Recipe:
     config: EzAudioConfig
     scenes: tuple[tuple[float, int], ...]
     stages: tuple[Stage, ...]
-    decoder: RunSettings
-    losses: AutoencoderLosses
     name_steps: int = 600
 
 
@@ -98,6 +92,7 @@ def recipe(effort: float = 1.0) -> Recipe:
             batch_size=batch,
             ema_decay=0.999,
             betas=(0.9, 0.99),
+            optimizer="muon",
             clip_s=scene_s,
             save_every=500,
             sample_every=3000,
@@ -106,25 +101,12 @@ def recipe(effort: float = 1.0) -> Recipe:
 
     return Recipe(
         preset("nano"),
-        scenes=((5.0, 7000), (10.0, 1200)),
+        scenes=((2.5, 10_000), (10.0, 1000)),
         stages=(
-            stage("stage1", 500, 1e-3, 8, 5.0, falls=False),
-            stage("stage2", 7000, 1e-3, 8, 5.0, falls=True, partly_masked=0.1),
-            stage("stage3", 600, 2e-4, 4, 10.0, falls=True, partly_masked=0.1),
+            stage("stage1", 500, 1e-3, 24, 2.5, falls=False),
+            stage("stage2", 10_000, 1e-3, 24, 2.5, falls=True, partly_masked=0.1),
+            stage("stage3", 600, 2e-4, 6, 10.0, falls=True, partly_masked=0.1),
         ),
-        decoder=RunSettings(
-            max(1, round(effort * 300)),
-            Schedule(2e-4, warmup_steps=100),
-            batch_size=8,
-            precision="fp32",
-            ema_decay=0.995,
-            betas=(0.8, 0.99),
-            clip_norm=10.0,
-            clip_s=0.96,
-            save_every=100,
-            sample_every=0,
-        ),
-        losses=AutoencoderLosses(windows=(2048, 512, 128), judged_windows=(1280, 320), filters=12),
     )
 
 
@@ -159,9 +141,8 @@ def train_nano(
     before: Path | None = None
     for stage in made.stages:
         before = train_stage(folder, source, stage, before, quiet)
-    decoder = train_decoder(folder, source, made, quiet)
     assert before is not None
-    put_together(model, source, before, decoder)
+    put_together(model, source, before)
     return judge_model(folder, recordings, made, quiet, command, count)
 
 
@@ -209,28 +190,11 @@ def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | 
     return run
 
 
-def train_decoder(folder: Path, source: ModelSource, made: Recipe, quiet: bool) -> Path:
-    """Spectral and adversarial training of the decoder on the encoder's latents with noise. Returns its folder.
-
-    The encoder stays as it is: the latents of the other stages are its own.
-    """
-    run = folder / "decoder"
-    torch.manual_seed(0)
-    vae = source.vae().unfold_weight_norm()
-    task = AutoencoderTask(vae, made.decoder.schedule, made.losses, decoder_noise=DECODER_NOISE)
-    manifest = read_manifest(_sounds(folder, made.scenes[0][0]) / "manifest.jsonl")
-    rate = source.config.vae.sample_rate
-    dataset = ManifestDataset(manifest, round(made.decoder.clip_s * rate), rate)
-    Trainer(task, made.decoder, run, num_workers=0, quiet=quiet).train(dataset, collate)
-    return run
-
-
-def put_together(model: Path, source: ModelSource, last: Path, decoder: Path) -> None:
-    """The model with the weights of its last stage and its decoder."""
-    dit, text_encoder, vae = source.dit(), source.text_encoder(), source.vae().unfold_weight_norm()
+def put_together(model: Path, source: ModelSource, last: Path) -> None:
+    """The model with the weights of its last stage."""
+    dit, text_encoder = source.dit(), source.text_encoder()
     _take(last, dit, text_encoder)
-    load_weights(vae, read_state_dict(decoder / "vae.safetensors"), str(decoder))
-    save_folder(model, source.config, dit, vae, text_encoder, source.tokenizer_files())
+    save_folder(model, source.config, dit, source.vae(), text_encoder, source.tokenizer_files())
 
 
 def judge_model(
