@@ -52,8 +52,9 @@ POLICY = (
     Rule("text_encoder", "scores|raw", "*", FP32, "T5 does not scale its scores, and softmax makes factors of errors"),
     Rule("denoiser*|controlnet*", "product", "embedding.*", FP32, "next to the latents, which are sampler state"),
     Rule("denoiser*", "product|conv", "final_l*", FP32, "guidance multiplies their error by 5 to 11"),
-    Rule("decoder", "conv", "layers.6.*", FP32, "the last layer: a sample rounded to bf16 is noise"),
-    Rule("encoder", "conv", "layers.6.*", FP32, "the last layer: mean and deviation of the given latent"),
+    Rule("decoder", "conv", "layers.[!0].weight", FP32, "the last layer: a sample rounded to bf16 is noise"),
+    Rule("encoder", "conv", "layers.[!0].weight", FP32, "the last layer: mean and deviation of the given latent"),
+    Rule("encoder", "companded", "*", FP32, "companding multiplies the error of faint coefficients"),
     Rule("*", "conv", "*", FP32, "opset 20 has no convolution in bf16, and 8 bits are too few for audio", only="bf16"),
     # Not the gated products and the long skips: what they are fed has outliers that one scale a tensor cannot hold.
     Rule("denoiser*|controlnet*", "product", "*attn.*|*.mlp.up.*", EIGHT_BITS, "most of a step", only="int8|fp8"),
@@ -98,9 +99,10 @@ def original_name(name: str) -> str:
 
 def role_of(node: ir.Node) -> str:
     """`product`, `gated` (fed by a gated activation), `raw` (queries and keys that no norm follows), `scores`, `mix`
-    (softmax · values), `conv`, `sum`, `bias`, `rope`, or the operator's name."""
+    (softmax · values), `conv`, `companded` (conv of a graph that compands), `sum`, `bias`, `rope`, or the operator."""
     if node.op_type == "Conv":
-        return "conv"
+        compands = node.graph is not None and any(other.op_type == "Sign" for other in node.graph)
+        return "companded" if compands else "conv"
     if node.op_type in PRODUCTS:
         left = source(node.inputs[0])
         before = None if left is None else left.producer()

@@ -127,6 +127,20 @@ def test_scenes_are_mixed_as_their_labels_say() -> None:
     assert text == drawn[7][2]
 
 
+@pytest.mark.parametrize("name", ["dog", "gunshot", "knocking"])
+def test_filled_scenes_have_events_to_their_end(name: str) -> None:
+    style = scenes.SceneStyle(parts=(1.0, 0.0, 0.0), filled=1.0)
+    gaps = []
+    for seed in range(8):
+        _, scene = scenes.render_scene(np.random.default_rng(seed), [SOUNDS[name]], 6 * RATE, style)
+        (part,) = scene.parts
+        assert part.count > 1
+        gaps.append(part.start_s + 6.0 - part.end_s)
+    longest = SOUNDS[name].gap_s[1] + 3.0  # what did not fit is a pause and an event
+    assert max(gaps) < longest
+    assert np.mean(gaps) < longest / 2
+
+
 def test_scenes_on_the_fly_follow_their_numbers() -> None:
     dataset = SceneDataset(ALL, 12000, seed=11)
     alone, several = (list(batches(dataset, 3, 2, 2, workers)) for workers in (0, 2))

@@ -61,7 +61,7 @@ def small(
 
 # (graph, precision) → error against fp32 on random inputs, packaged model, with what was measured.
 ERRORS = {
-    ("decoder", "fp16"): 2e-3,  # 6.2e-4
+    ("decoder", "fp16"): 4e-3,  # 2.0e-3
     ("denoiser", "fp16"): 2e-3,  # 6.3e-4
     ("text_encoder", "fp16"): 2e-3,  # 5e-4
     ("conditioner", "fp16"): 2e-3,  # 5.8e-4

@@ -14,6 +14,7 @@ from ezaudio.runtime.spectrogram import RANGE_DB, check_plot_extra, mel_spectrog
 
 COLUMNS = 8
 COLUMN_PIXELS = 240
+COLORS = 64
 
 
 def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors: Sequence[str] | None = None) -> bytes:
@@ -27,9 +28,10 @@ def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors
     """
     check_plot_extra()
     from matplotlib.figure import Figure
+    from PIL import Image  # matplotlib needs it to write a PNG
 
     rows = -(-len(clips) // columns)
-    figure = Figure(figsize=(2.5 * columns, 1.65 * rows + 0.2), dpi=100, layout="constrained")
+    figure = Figure(figsize=(2.5 * columns, 1.65 * rows + 0.2), dpi=80, layout="constrained")
     for place, (title, audio) in enumerate(clips):
         mels = mel_spectrogram(audio, SAMPLE_RATE, hop=max(256, len(audio) // COLUMN_PIXELS))
         level = 10 * np.log10(np.maximum(mels / max(mels.max(), 1e-12), 1e-12))
@@ -40,8 +42,10 @@ def sheet_png(clips: Sequence[tuple[str, Audio]], columns: int = COLUMNS, colors
         axes.set_yticks([])
         axes.set_xlabel(f"{len(audio) / SAMPLE_RATE:.1f} s", fontsize=6, labelpad=1)
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", metadata={"Software": "ezaudio"})
-    return buffer.getvalue()
+    figure.savefig(buffer, format="png")
+    palette = io.BytesIO()  # spectrograms do not compress: a palette takes a quarter of the bytes
+    Image.open(buffer).convert("RGB").quantize(COLORS).save(palette, "png", optimize=True)
+    return palette.getvalue()
 
 
 def kinds_png(sounds: Sequence[Sound], seed: int = 0) -> bytes:

@@ -104,7 +104,7 @@ def recipe(effort: float = 1.0) -> Recipe:
         scenes=((2.5, 10_000), (10.0, 1000)),
         stages=(
             stage("stage1", 500, 1e-3, 24, 2.5, falls=False),
-            stage("stage2", 10_000, 1e-3, 24, 2.5, falls=True, partly_masked=0.1),
+            stage("stage2", 8_500, 1e-3, 24, 2.5, falls=True, partly_masked=0.1),
             stage("stage3", 600, 2e-4, 6, 10.0, falls=True, partly_masked=0.1),
         ),
     )
