@@ -7,7 +7,8 @@ samples and settings give equal bytes. Three formats get help towards that:
 - OGG gets a stream serial number made of the settings, where libsndfile draws a random one.
 - MP3 gets an ID3v2.3 tag written here: libsndfile stores UTF-8 as if it were Latin-1.
 
-Integer formats hold round_half_even(clip(x, -1, 1) · (2^(bits-1) - 1)), the product exact in float64.
+A clip that is louder than full scale is turned down to it, by its peak; 32-bit WAV keeps its level. Integer formats
+hold round_half_even(x · (2^(bits-1) - 1)), the product exact in float64.
 """
 
 from __future__ import annotations
@@ -71,30 +72,25 @@ def check_bit_depth(format: str, bit_depth: int) -> None:
 
 def write_audio(
     path: str | Path, samples: NDArray[np.floating], sample_rate: int, metadata: dict[str, Any], bit_depth: int = 16
-) -> tuple[str, ...]:
+) -> None:
     """Writes one mono clip, whole or not at all, in the format of the extension of `path`; replaces an existing file.
 
     Args:
-        samples: (T,) or (1, T), full scale ±1.
+        samples: (T,) or (1, T), full scale ±1; louder ones are turned down to it, but in 32-bit WAV.
         sample_rate: Hz.
         metadata: settings to store, as JSON; its "prompt" becomes the title. `read_settings` gives them back.
         bit_depth: 16, 24 or 32 (float) for WAV, 16 or 24 for FLAC; OGG and MP3 have none and ignore it.
 
-    Returns:
-        Warnings, empty as a rule: that samples beyond ±1 were clipped.
-
     Raises:
         InputError: unknown extension, bit depth that the format lacks, bad samples, or a file that cannot be written.
     """
-    data, warnings = encode_audio(samples, sample_rate, audio_format(path), metadata, bit_depth)
-    replace_file(Path(path), data)
-    return warnings
+    replace_file(Path(path), encode_audio(samples, sample_rate, audio_format(path), metadata, bit_depth))
 
 
 def encode_audio(
     samples: NDArray[np.floating], sample_rate: int, format: str, metadata: dict[str, Any], bit_depth: int = 16
-) -> tuple[bytes, tuple[str, ...]]:
-    """The bytes of the file that `write_audio` writes, and its warnings."""
+) -> bytes:
+    """The bytes of the file that `write_audio` writes."""
     import numpy as np
 
     if SUPPORTED_FORMATS[format]:
@@ -109,22 +105,26 @@ def encode_audio(
     comment, title = encode_metadata(metadata), _title(metadata)
     software = f"ezaudio {metadata.get('ezaudio', '')}".strip()
 
+    if (format, bit_depth) != ("wav", 32):
+        mono = within_full_scale(mono)
     if format == "wav":
-        data = _encode_wav(mono, sample_rate, bit_depth, {"INAM": title, "ISFT": software, "ICMT": comment})
-    else:
-        data = _encode_with_libsndfile(mono, sample_rate, format, bit_depth, title, software, comment)
-    clipped = int(np.count_nonzero(np.abs(mono) > 1)) if (format, bit_depth) != ("wav", 32) else 0
-    if not clipped:
-        return data, ()
-    peak = float(np.abs(mono).max())
-    return data, (f"{clipped} of {mono.size} samples beyond ±1 (peak {peak:.2f}) were clipped: 32-bit wav keeps them",)
+        return _encode_wav(mono, sample_rate, bit_depth, {"INAM": title, "ISFT": software, "ICMT": comment})
+    return _encode_with_libsndfile(mono, sample_rate, format, bit_depth, title, software, comment)
+
+
+def within_full_scale(samples: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Samples whose peak is beyond ±1, divided by it; others as they are."""
+    import numpy as np
+
+    peak = np.abs(samples).max()
+    return samples / peak if peak > 1 else samples
 
 
 def quantize(samples: NDArray[np.float32], bits: int) -> NDArray[np.int32]:
-    """round_half_even(clip(x, -1, 1) · (2^(bits-1) - 1)), product in float64. Shape as given."""
+    """round_half_even(x · (2^(bits-1) - 1)) of samples within ±1, product in float64. Shape as given."""
     import numpy as np
 
-    return np.rint(np.clip(samples, -1, 1).astype(np.float64) * (2 ** (bits - 1) - 1)).astype(np.int32)
+    return np.rint(samples.astype(np.float64) * (2 ** (bits - 1) - 1)).astype(np.int32)
 
 
 def encode_metadata(metadata: dict[str, Any]) -> str:
@@ -188,14 +188,13 @@ def _encode_wav(mono: NDArray[np.float32], sample_rate: int, bit_depth: int, inf
 def _encode_with_libsndfile(
     mono: NDArray[np.float32], sample_rate: int, format: str, bit_depth: int, title: str, software: str, comment: str
 ) -> bytes:
-    import numpy as np
     import soundfile
 
     if format == "flac":
         subtype = {"subtype": f"PCM_{bit_depth}"}
         frames = quantize(mono, bit_depth) << (32 - bit_depth)  # libsndfile keeps the high bits of an int32
     else:
-        subtype, frames = {}, np.clip(mono, -1, 1)
+        subtype, frames = {}, mono
     buffer = io.BytesIO()
     with soundfile.SoundFile(buffer, "w", sample_rate, 1, **_ENCODERS[format], **subtype) as file:
         if format != "mp3":

@@ -239,14 +239,13 @@ def _run(job: Job, model: TextToAudio) -> None:
         elapsed_s = time.perf_counter() - start
 
         samples, sample_rate, settings = generation.samples[0], generation.sample_rate, generation.settings[0]
-        audio, warnings = encode_audio(samples, sample_rate, job.format, metadata_of(settings), job.bit_depth or 16)
+        audio = encode_audio(samples, sample_rate, job.format, metadata_of(settings), job.bit_depth or 16)
         picture = spectrogram_png(samples, sample_rate, settings.prompt) if job.spectrogram else b""
         path = job.output.write(stem, f".{job.format}", audio)
         picture_path = job.spectrogram.write(path.stem, ".png", picture) if job.spectrogram else None
 
-        warnings = (*generation.warnings, *warnings)
         audio_s = len(samples) / sample_rate
-        for warning in warnings:
+        for warning in generation.warnings:
             _tell(f"Warning: {warning}")
         if job.as_json:
             report = {
@@ -256,7 +255,7 @@ def _run(job: Job, model: TextToAudio) -> None:
                 "elapsed_s": elapsed_s,
                 "real_time_factor": elapsed_s / audio_s,
                 "sample_rate": sample_rate,
-                "warnings": warnings,
+                "warnings": generation.warnings,
                 "metadata": metadata_of(settings),
             }
             click.echo(json.dumps(report))

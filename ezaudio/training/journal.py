@@ -65,8 +65,7 @@ class Journal:
         folder.mkdir(parents=True, exist_ok=True)
         for number, (title, samples) in enumerate(sounds.items()):
             name = f"{number:02d}-{file_stem(title)}"
-            peak = float(np.abs(samples).max(initial=0))
-            write_audio(folder / f"{name}.wav", samples / max(1.0, peak), sample_rate, {"prompt": title, "step": step})
+            write_audio(folder / f"{name}.wav", samples, sample_rate, {"prompt": title, "step": step})
             if find_spec("matplotlib") is not None:
                 (folder / f"{name}.png").write_bytes(spectrogram_png(samples, sample_rate, title))
             if self._board is not None:

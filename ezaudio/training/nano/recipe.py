@@ -105,7 +105,7 @@ def recipe(effort: float = 1.0) -> Recipe:
         stages=(
             stage("stage1", 500, 1e-3, 24, 2.5, falls=False),
             stage("stage2", 8_500, 1e-3, 24, 2.5, falls=True, partly_masked=0.1),
-            stage("stage3", 600, 2e-4, 6, 10.0, falls=True, partly_masked=0.1),
+            stage("stage3", 900, 2e-4, 6, 10.0, falls=True, partly_masked=0.1),
         ),
     )
 

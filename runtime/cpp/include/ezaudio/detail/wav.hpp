@@ -1,5 +1,6 @@
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstddef>
 #include <cstdint>
@@ -30,10 +31,9 @@ inline void append_chunk(std::string& data, std::string_view name, std::string_v
     if (body.size() % 2 != 0) data.push_back('\0');
 }
 
-/// round_half_even(clip(sample, -1, 1) · (2^(bits-1) - 1)), the product exact in double.
+/// round_half_even(sample · (2^(bits-1) - 1)) of a sample within ±1, the product exact in double.
 inline std::int32_t quantize(float sample, int bits) {
-    const double clipped = sample < -1 ? -1.0 : sample > 1 ? 1.0 : static_cast<double>(sample);
-    const double product = clipped * ((1 << (bits - 1)) - 1);
+    const double product = static_cast<double>(sample) * ((1 << (bits - 1)) - 1);
     const double below = std::floor(product), rest = product - below;
     const auto whole = static_cast<std::int32_t>(below);
     // Not std::nearbyint: the host program may have changed the rounding mode.
@@ -59,8 +59,9 @@ inline std::string title_of(std::string_view prompt) {
 
 /// The bytes of a mono WAV file.
 ///
-/// `samples`: `count` of them, full scale ±1, finite. `sample_rate`: Hz. `bit_depth`: 16, 24, or 32 (float; alone keeps
-/// what is beyond ±1). `title`, `software`, `comment`: UTF-8 of the tags INAM, ISFT, ICMT. Raises InputError.
+/// `samples`: `count` of them, full scale ±1, finite; in integers a louder clip is turned down to full scale.
+/// `sample_rate`: Hz. `bit_depth`: 16, 24, or 32 (float). `title`, `software`, `comment`: UTF-8 of the tags INAM, ISFT,
+/// ICMT. Raises InputError.
 inline std::string encode_wav(const float* samples, std::size_t count, int sample_rate, int bit_depth,
                               const std::string& title, const std::string& software, const std::string& comment) {
     if (bit_depth != 16 && bit_depth != 24 && bit_depth != 32) {
@@ -82,6 +83,15 @@ inline std::string encode_wav(const float* samples, std::size_t count, int sampl
     if (tags > largest || count > (largest - tags) / width) {
         throw InputError("a wav file holds less than 4 GiB, " + with_commas(count) +
                          " samples take more: make a shorter clip");
+    }
+
+    float peak = 1;
+    for (std::size_t index = 0; index < count; ++index) {
+        if (!is_finite(samples[index])) {
+            throw InputError(
+                "samples contain NaN or infinity: nothing was written; try other settings or another seed");
+        }
+        peak = std::max(peak, std::abs(samples[index]));
     }
 
     std::string layout;
@@ -106,16 +116,11 @@ inline std::string encode_wav(const float* samples, std::size_t count, int sampl
     chunks += "data";
     append_little_endian(chunks, static_cast<std::uint32_t>(count * width), 4);
     for (std::size_t index = 0; index < count; ++index) {
-        const float sample = samples[index];
-        if (!is_finite(sample)) {
-            throw InputError(
-                "samples contain NaN or infinity: nothing was written; try other settings or another seed");
-        }
         std::uint32_t bits = 0;
         if (is_float) {
-            std::memcpy(&bits, &sample, sizeof bits);
+            std::memcpy(&bits, &samples[index], sizeof bits);
         } else {
-            bits = static_cast<std::uint32_t>(quantize(sample, bit_depth));
+            bits = static_cast<std::uint32_t>(quantize(samples[index] / peak, bit_depth));
         }
         append_little_endian(chunks, bits, width);
     }
