@@ -190,6 +190,7 @@ def _encode_with_libsndfile(
 ) -> bytes:
     import soundfile
 
+    frames: NDArray[np.int32] | NDArray[np.float32]
     if format == "flac":
         subtype = {"subtype": f"PCM_{bit_depth}"}
         frames = quantize(mono, bit_depth) << (32 - bit_depth)  # libsndfile keeps the high bits of an int32

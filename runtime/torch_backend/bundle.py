@@ -51,7 +51,10 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
             if key in TRAINING_ONLY:
                 found[key] = torch.zeros(parameter.shape)
                 continue
-            tensor = next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
+            tensor = _stored(stored, key)
+            weight = _stored(stored, f"{key.removesuffix('bias')}weight")
+            if tensor is None and key.endswith(".bias") and weight is not None:
+                tensor = torch.zeros(parameter.shape, dtype=weight.dtype)  # an export leaves zeros out
             if tensor is None or tensor.shape != parameter.shape:
                 got = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
                 raise BundleError(f"'{path}': {key} {got}, expected {tuple(parameter.shape)}: export the bundle again")
@@ -59,6 +62,10 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
         graph.load_state_dict(found, assign=True)
         graph.requires_grad_(False)
     return graphs
+
+
+def _stored(stored: dict[str, Tensor], key: str) -> Tensor | None:
+    return next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
 
 
 class _Files:

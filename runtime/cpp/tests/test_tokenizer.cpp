@@ -25,12 +25,12 @@ std::string refusal(const std::string& model) {
 
 TEST_CASE("ids of the packaged model (valgrind)") {
     const SentencePieces pieces(bundled_model(), "spiece.model");
-    CHECK(pieces.encode("a dog barks") == Ids{262, 285, 433});
-    CHECK(pieces.encode("  a \t dog\n barks  ") == Ids{262, 285, 433});
+    CHECK(pieces.encode("a dog barks") == Ids{260, 607, 819, 1017, 265});
+    CHECK(pieces.encode("  a \t dog\n barks  ") == Ids{260, 607, 819, 1017, 265});
     CHECK(pieces.encode("").empty());
     CHECK(pieces.encode(" \xE3\x80\x80 ").empty());
     CHECK(pieces.encode("\xEF\xAC\x81 e\xCC\x81") == pieces.encode("fi \xC3\xA9"));
-    CHECK(pieces.decode({262, 285, 433}) == "a dog barks");
+    CHECK(pieces.decode({260, 607, 819, 1017, 265}) == "a dog barks");
     CHECK(pieces.decode(pieces.encode("x\xF0\x9F\x90\xB6y")) == "x\xF0\x9F\x90\xB6y");
     CHECK(pieces.decode({-1, 1'000'000}).empty());
 }
