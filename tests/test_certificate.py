@@ -34,7 +34,7 @@ FP16_LIMIT = 65504.0
 
 # (bundle, precision) → worst velocity cosine and relative L2, each with what was measured.
 VELOCITIES = {
-    ("packaged", "fp16"): (0.9999, 1.2e-2),  # 0.999977
+    ("packaged", "fp16"): (0.99995, 1e-2),  # 0.999977
     ("packaged at guidance 2", "bf16"): (0.999, 4.5e-2),
     ("packaged at guidance 2", "int8"): (0.995, 1e-1),
     ("packaged at guidance 2", "fp8"): (0.995, 1e-1),
@@ -66,7 +66,8 @@ def test_small_models_are_certified(
     assert relative_l2 <= tolerance.relative_l2
     assert min(row.cosine for row in certificate.velocities) > cosine
     assert max(row.relative_l2 for row in certificate.velocities) < relative_l2
-    assert max(row.distance_db for row in certificate.levels) < 0.4  # debug 0.006; expanding latents costs the packaged
+    # 0.006 and 0.2 dB: what expands companded latents expands their error too. bf16 leaves the VAE in fp32.
+    assert max(row.distance_db for row in certificate.levels) < (0.05 if which == "debug" else 0.4)
     graphs = {row.graph for row in certificate.velocities}
     assert graphs == {name for name in manifest.graphs if name.startswith("denoiser")}
     steps = {(row.frames, row.timestep) for row in certificate.velocities if row.graph == "denoiser"}

@@ -51,10 +51,7 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
             if key in TRAINING_ONLY:
                 found[key] = torch.zeros(parameter.shape)
                 continue
-            tensor = _stored(stored, key)
-            weight = _stored(stored, f"{key.removesuffix('bias')}weight")
-            if tensor is None and key.endswith(".bias") and weight is not None:
-                tensor = torch.zeros(parameter.shape, dtype=weight.dtype)  # an export leaves zeros out
+            tensor = next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
             if tensor is None or tensor.shape != parameter.shape:
                 got = "is missing" if tensor is None else f"has shape {tuple(tensor.shape)}"
                 raise BundleError(f"'{path}': {key} {got}, expected {tuple(parameter.shape)}: export the bundle again")
@@ -62,10 +59,6 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
         graph.load_state_dict(found, assign=True)
         graph.requires_grad_(False)
     return graphs
-
-
-def _stored(stored: dict[str, Tensor], key: str) -> Tensor | None:
-    return next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
 
 
 class _Files:
@@ -83,9 +76,16 @@ class _Files:
             raise MissingExtraError(f'{error.name} is not installed: pip install "ezaudio[torch]"') from error
         try:
             model = onnx.load(str(path), load_external_data=False)
-            return {
+            found = {
                 tensor.name: self._tensor(tensor) for tensor in model.graph.initializer if tensor.data_type in STORED
             }
+            for node in model.graph.node:
+                if node.op_type == "Conv" and len(node.input) == 2:  # an export leaves a bias of zeros out
+                    name = node.input[1].removesuffix(".wide")
+                    bias = next(name.removesuffix(f"weight{end}") for end in ENDINGS if name.endswith(f"weight{end}"))
+                    weight = next(found[f"{bias}weight{end}"] for end in ENDINGS if f"{bias}weight{end}" in found)
+                    found[f"{bias}bias"] = torch.zeros(len(weight), dtype=weight.dtype)
+            return found
         except BundleError:
             raise
         except Exception as error:  # protobuf's own, which share no class
