@@ -17,6 +17,8 @@ from typing import Any, BinaryIO
 import numpy as np
 import onnx_ir as ir
 import torch
+from onnx_ir.passes.common import RemoveUnusedNodesPass
+from onnxscript import optimizer
 from torch.export import Dim
 
 from ezaudio.export.graphs import Graph
@@ -105,12 +107,31 @@ def to_onnx(graph: Graph) -> ir.Model:
             input_names=[spec.name for spec in graph.inputs],
             output_names=[spec.name for spec in graph.outputs],
             opset_version=OPSET,
+            optimize=False,
             verbose=False,
         )
-    assert program is not None
-    model = program.model
+        assert program is not None
+        model = program.model
+        _optimize(model, set(graph.state_dict()))
     _declare(model, graph)
     return model
+
+
+def _optimize(model: ir.Model, weights: set[str]) -> None:
+    """What the tracer does by default, but every weight keeps its name.
+
+    The optimiser merges equal tensors, and whoever reads the graph by its weights' names would miss the others. It leaves
+    alone what a caller could replace, so the weights are declared as inputs meanwhile; what can be computed from them
+    has been computed before. The weights file stores equal tensors once all the same.
+    """
+    optimizer.inline(model)
+    optimizer.fold_constants(model)
+    inputs = model.graph.inputs
+    count = len(inputs)
+    inputs.extend(value for name, value in model.graph.initializers.items() if name in weights)
+    optimizer.optimize_ir(model)
+    del inputs[count:]
+    RemoveUnusedNodesPass()(model)
 
 
 def _declare(model: ir.Model, graph: Graph) -> None:

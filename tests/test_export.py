@@ -16,7 +16,8 @@ from ezaudio.config import DiTConfig, preset
 from ezaudio.dit import MaskDiT
 from ezaudio.export import bundle, graphs
 from ezaudio.export.blocks import Block
-from ezaudio.export.vae_graphs import ShuffledUpsampling
+from ezaudio.export.onnx_writer import to_onnx
+from ezaudio.export.vae_graphs import DecoderGraph, ShuffledUpsampling
 from ezaudio.kernels import reference as ops
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import read_manifest
@@ -54,6 +55,16 @@ def test_equal_weights_are_stored_once(debug_bundle: Path, source: ModelSource) 
     stored = (debug_bundle / "denoiser.weights").stat().st_size
     padding = 4096 * 200
     assert stored < 4 * values + padding  # three denoisers
+
+
+def test_equal_weights_keep_their_names(source: ModelSource) -> None:
+    """Untrained autoencoders have many equal tensors, and what reads a graph finds its weights by name."""
+    decoder = DecoderGraph(source.vae(), source.config)
+    weights = decoder.state_dict()
+    for value in weights.values():
+        nn.init.constant_(value, 0.5)
+    stored = to_onnx(decoder).graph.initializers
+    assert [name for name in weights if name not in stored] == []
 
 
 def test_every_error_is_in_the_manifest_and_small(debug_bundle: Path) -> None:

@@ -37,12 +37,12 @@ from ezaudio.training.nano.autoencoder import (
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
 from ezaudio.training.nano.vocabulary import (
     KINDS,
-    STYLE,
     UNSEEN_FORMS,
     held_out_pairs,
     known_sounds,
     pair_prompts,
     seen_prompts,
+    style_of,
     taught_sounds,
     unseen_prompts,
 )
@@ -154,7 +154,7 @@ def test_held_out_wordings_are_not_taught() -> None:
         nouns, verbs = {noun for noun, _ in pairs}, {verb for _, verb in pairs}
         assert all(noun in nouns and verb in verbs for noun, verb in held), name
     assert sum(bool(held_out_pairs(SOUNDS[name].wording)) for name in KINDS) > len(KINDS) / 2
-    captions = [scene_clip(0, index, list(taught.values()), 4800, STYLE)[2].lower() for index in range(300)]
+    captions = [scene_clip(0, index, list(taught.values()), 4800, style_of(0.35))[2].lower() for index in range(300)]
     starts = [form.split("{}")[0].lower() for form in UNSEEN_FORMS if not form.startswith("{}")]
     assert not [caption for caption in captions if caption.startswith(tuple(starts)) or "puppy bark" in caption]
 
@@ -200,10 +200,13 @@ def small_recipe() -> nano.Recipe:
     dit = replace(NANO.dit, width=192, depth=2, num_heads=3)
     made = nano.recipe(1e-9)
     stages = tuple(
-        replace(stage, run=replace(stage.run, num_steps=2, batch_size=2, clip_s=0.5, save_every=1), scene_s=seconds)
-        for stage, seconds in zip(made.stages, (1.0, 1.0, 1.5), strict=True)
+        replace(stage, run=replace(stage.run, num_steps=2, batch_size=2, clip_s=0.5, save_every=1))
+        for stage in made.stages
     )
-    scenes = ((1.0, 6), (1.5, 2))
+    scenes = tuple(
+        replace(each, count=count, duration_s=seconds)
+        for each, count, seconds in zip(made.scenes, (6, 2, 2), (1.0, 1.0, 1.5), strict=True)
+    )
     return replace(made, config=replace(NANO, dit=dit), scenes=scenes, stages=stages, name_steps=2)
 
 
@@ -247,7 +250,8 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     assert source.card is not None
     assert source.card.read_text(encoding="utf-8") == card
     assert "ezaudio-train nano RUN" in card
-    assert "| stage3 | 2 | 2 |" in card
+    assert "| stage3-long | 2 | 2 |" in card
+    assert "6 of 1 s, 35% with two sounds" in card
     assert "synthesised by ezaudio/data/synthesis (MIT)." in card
     assert json.loads((tmp_path / "quality.json").read_text())["answers"]["pairs"]["clips"] == 2
 

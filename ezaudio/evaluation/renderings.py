@@ -36,7 +36,7 @@ class Rendering:
         chosen = [sounds[kind] for kind in self.kinds]
         if self.alone:
             return normalize(solo(rng, chosen[0], count), float(rng.uniform(0.5, 0.9)))
-        return render_scene(rng, chosen, count, style_of(len(chosen)))[0]
+        return render_scene(rng, chosen, count, style_of(float(len(chosen) == 2)))[0]
 
 
 def singles(num_kinds: int, count: int, seed: int, alone: bool = False) -> list[Rendering]:

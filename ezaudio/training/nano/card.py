@@ -49,7 +49,7 @@ Judged by a classifier that was trained on other renderings alone (`benchmarks/n
 
 def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str, report: QualityReport) -> str:
     """Markdown. `folder` is the run's, whose stages tell their times."""
-    rows = [_row(stage.stage.name, folder / stage.stage.name, stage.run.batch_size) for stage in made.stages]
+    rows = [_row(stage.name, folder / stage.name, stage.run.batch_size) for stage in made.stages]
     return TEXT.format(
         parameters=_parameters(folder / "model") / 1e6,
         num_kinds=len(KINDS),
@@ -60,7 +60,7 @@ def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str
         torch=torch.__version__,
         version=__version__,
         rows="\n".join(rows),
-        scenes=", ".join(f"{count:,} of {seconds:g} s" for seconds, count in made.scenes),
+        scenes=", ".join(f"{s.count:,} of {s.duration_s:g} s, {s.pairs:.0%} with two sounds" for s in made.scenes),
         report="\n    ".join(told(report)),
     )
 

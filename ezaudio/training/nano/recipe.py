@@ -2,12 +2,12 @@
 
     ezaudio-train nano RUN --recordings RECORDINGS
 
-RUN/sounds-2.5s, sounds-10s   scenes of synthesised and recorded sounds with captions
-RUN/model                     the model: config.json, weights, tokenizer; what the stages have taught it is put here
-RUN/latents-2.5s, latents-10s the scenes as latents
-RUN/stage1, stage2, stage3    the paper's stages, each a run of the general trainer
-RUN/bundle, quality.json      the model exported, and judged; its model card is in RUN/model too
-RUN/clips.png, confusion.png  a clip of each kind, and what kinds are taken for, where matplotlib is installed
+RUN/sounds-short, -pairs, -long     scenes of synthesised and recorded sounds with captions
+RUN/model                           the model: config.json, weights, tokenizer; what the stages have taught it is put here
+RUN/latents-short, -pairs, -long    the scenes as latents
+RUN/stage1, stage2, stage3-pairs, stage3-long   the paper's stages, each a run of the general trainer
+RUN/bundle, quality.json            the model exported, and judged; its model card is in RUN/model too
+RUN/clips.png, confusion.png        a clip of each kind, and what kinds are taken for, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from ezaudio.training.latent_diffusion import (
 )
 from ezaudio.training.nano.autoencoder import start_as_lapped_transform
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
-from ezaudio.training.nano.vocabulary import STYLE, taught_sounds
+from ezaudio.training.nano.vocabulary import style_of, taught_sounds
 from ezaudio.training.settings import STAGES, DiffusionStage, RunSettings, Schedule
 from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
@@ -62,50 +62,65 @@ ENCODED_AT_ONCE = 2  # on a CPU larger batches take twice as long, for page faul
 
 
 @dataclass(frozen=True, slots=True)
-class Stage:
-    """One of the paper's stages at this size: `scene_s` is the length of its scenes."""
+class Scenes:
+    """A set of training scenes. `pairs`: the share of scenes of two sounds; the others have one."""
 
+    name: str
+    duration_s: float
+    count: int
+    pairs: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One of the paper's stages at this size, in a folder called `name`; `scenes` names what it learns from."""
+
+    name: str
     stage: DiffusionStage
     run: RunSettings
-    scene_s: float
+    scenes: str
 
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of everything. `scenes`: how many of which length, in seconds."""
+    """Sizes of everything."""
 
     config: EzAudioConfig
-    scenes: tuple[tuple[float, int], ...]
+    scenes: tuple[Scenes, ...]
     stages: tuple[Stage, ...]
     name_steps: int = 600
 
 
 def recipe(effort: float = 1.0) -> Recipe:
     """The packaged model's. effort: multiplies the steps of all stages."""
+    scenes = (Scenes("short", 2.5, 10_000, 0.35), Scenes("pairs", 2.5, 16_000, 0.7), Scenes("long", 10.0, 1200, 0.5))
+    lengths = {each.name: each.duration_s for each in scenes}
 
-    def stage(name: str, steps: int, rate: float, batch: int, scene_s: float, falls: bool, **given: Any) -> Stage:
+    def stage(name: str, of: str, steps: int, rate: float, batch: int, **given: Any) -> Stage:
+        paper, _, _ = name.partition("-")
         steps = max(1, round(effort * steps))
-        schedule = Schedule(rate, warmup_steps=min(300, steps), fall=(steps // 2, steps) if falls else None)
+        fall = None if paper == "stage1" else (steps // 2, steps)
         run = RunSettings(
             steps,
-            schedule,
+            Schedule(rate, warmup_steps=min(300, steps), fall=fall),
             batch_size=batch,
             ema_decay=0.999,
             betas=(0.9, 0.99),
             optimizer="muon",
-            clip_s=scene_s,
+            clip_s=lengths[of],
             save_every=500,
             sample_every=3000,
         )
-        return Stage(replace(STAGES[name], high_noise=HIGH_NOISE, **given), run, scene_s)
+        return Stage(name, replace(STAGES[paper], high_noise=HIGH_NOISE, **given), run, of)
 
     return Recipe(
         preset("nano"),
-        scenes=((2.5, 10_000), (10.0, 1000)),
+        scenes,
         stages=(
-            stage("stage1", 500, 1e-3, 24, 2.5, falls=False),
-            stage("stage2", 8_500, 1e-3, 24, 2.5, falls=True, partly_masked=0.1),
-            stage("stage3", 900, 2e-4, 6, 10.0, falls=True, partly_masked=0.1),
+            stage("stage1", "short", 500, 1e-3, 24),
+            stage("stage2", "short", 8_500, 1e-3, 24, partly_masked=0.1),
+            stage("stage3-pairs", "pairs", 7_000, 1e-3, 24, partly_masked=0.1),
+            stage("stage3-long", "long", 900, 2e-4, 6, partly_masked=0.1),
         ),
     )
 
@@ -126,18 +141,31 @@ def train_nano(
     torch.set_flush_denormal(True)
     sounds = taught_sounds(recordings)
     folder.mkdir(parents=True, exist_ok=True)
-    for number, (seconds, scenes) in enumerate(made.scenes):
-        with progress_bar(f"scenes of {seconds:g} s", scenes, quiet) as bar:
-            render_folder(_sounds(folder, seconds), sounds, scenes, number, seconds, style=STYLE, progress=bar.update)
+    for seed, scenes in enumerate(made.scenes):
+        style = style_of(scenes.pairs)
+        with progress_bar(f"{scenes.name} scenes", scenes.count, quiet) as bar:
+            render_folder(
+                folder / f"sounds-{scenes.name}",
+                sounds,
+                scenes.count,
+                seed,
+                scenes.duration_s,
+                style=style,
+                progress=bar.update,
+            )
     model = folder / "model"
     if not (model / "config.json").is_file():
         begin_model(model, folder, made, sounds)
     source = open_source(str(model))
-    for seconds, scenes in made.scenes:
-        manifest = read_manifest(_sounds(folder, seconds) / "manifest.jsonl")
-        settings = ShardSettings(source.origin, text_states=False, duration_s=seconds, seed=0, shard_size=500)
-        with progress_bar(f"latents of {seconds:g} s", scenes, quiet) as bar:
-            encode_shards(manifest, source, _latents(folder, seconds), settings, ENCODED_AT_ONCE, bar.update)
+    for scenes in made.scenes:
+        manifest = read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl")
+        settings = ShardSettings(
+            source.origin, text_states=False, duration_s=scenes.duration_s, seed=0, shard_size=500
+        )
+        with progress_bar(f"latents of {scenes.name} scenes", scenes.count, quiet) as bar:
+            encode_shards(
+                manifest, source, folder / f"latents-{scenes.name}", settings, ENCODED_AT_ONCE, bar.update
+            )
     before: Path | None = None
     for stage in made.stages:
         before = train_stage(folder, source, stage, before, quiet)
@@ -156,8 +184,8 @@ def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) ->
     text_encoder = build_text_encoder(config.text)
     captions = [
         (row.caption, frozenset(event["name"] for event in json.loads(row.others["events"])))
-        for seconds, _ in made.scenes
-        for row in read_manifest(_sounds(folder, seconds) / "manifest.jsonl").rows
+        for scenes in made.scenes
+        for row in read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl").rows
     ]
     teach_names(text_encoder, tokenizer, captions, made.name_steps)
     dit = start_as_pass_through(MaskDiT(config.dit), torch.Generator().manual_seed(0))
@@ -170,13 +198,13 @@ def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | 
 
     A finished stage too is asked whether it was run with these settings: the model card tells of them.
     """
-    run = folder / stage.stage.name
+    run = folder / stage.name
     dit, text_encoder = source.dit(), source.text_encoder()
     if before is not None:
         _take(before, dit, text_encoder)
     if stage.stage.name == "stage2":
         start_cross_attention(dit)
-    given = (stage.run.schedule, PROMPTS, min(stage.scene_s, 5.0))
+    given = (stage.run.schedule, PROMPTS, min(stage.run.clip_s, 5.0))
     task: LatentDiffusionTask
     if stage.stage.with_text:
         tokenizer = Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
@@ -186,7 +214,7 @@ def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | 
     else:
         task = LatentDiffusionTask(Encoders(source.config, source.vae()), dit, stage.stage, *given)
     trainer = Trainer(task, stage.run, run, num_workers=0, quiet=quiet)
-    trainer.train(LatentShards(_latents(folder, stage.scene_s)), collate_latents)
+    trainer.train(LatentShards(folder / f"latents-{stage.scenes}"), collate_latents)
     return run
 
 
@@ -233,14 +261,6 @@ def _take(run: Path, dit: MaskDiT, text_encoder: T5EncoderModel) -> None:
         weights = read_state_dict(path)
         weights["encoder.embed_tokens.weight"] = weights["shared.weight"]  # tied, stored once
         load_weights(text_encoder, weights, f"'{path}'")
-
-
-def _sounds(folder: Path, seconds: float) -> Path:
-    return folder / f"sounds-{seconds:g}s"
-
-
-def _latents(folder: Path, seconds: float) -> Path:
-    return folder / f"latents-{seconds:g}s"
 
 
 def _clips(sounds: list[Sound], num_samples: int, count: int = 6) -> torch.Tensor:

@@ -21,8 +21,8 @@ KINDS = (
     "knocking", "gunshot", "breaking glass", "hammering", "drill", "whistling", "heartbeat", "footsteps", "applause",
     "typing", "laughter", "crying baby", "piano", "guitar", "drum kit", "beep", "telephone", "static",
 )  # fmt: skip
-# One or two sounds that go on, near and not in a room: what a small model has to learn is the sounds.
-STYLE = SceneStyle((0.65, 0.35, 0.0), distances=(1.0, 0.0, 0.0), in_turn=0.3, rooms=(1.0, 0.0, 0.0, 0.0), filled=0.9)
+# Sounds that go on, near and not in a room: what a small model has to learn is the sounds.
+STYLE = SceneStyle((1.0, 0.0, 0.0), distances=(1.0, 0.0, 0.0), in_turn=0.3, rooms=(1.0, 0.0, 0.0, 0.0), filled=0.9)
 # Sentences that no training caption has, to be filled with a participle ("a dog barking").
 UNSEEN_FORMS = ("I hear {}", "noise of {}", "audio of {}", "{} can be heard", "listen to {}")
 
@@ -94,9 +94,9 @@ def unseen_prompts(count: int, seed: int) -> list[Prompt]:
     return prompts
 
 
-def style_of(count: int) -> SceneStyle:
-    """STYLE for scenes of just one sound, or of just two."""
-    return replace(STYLE, parts=(float(count == 1), float(count == 2), 0.0))
+def style_of(pairs: float) -> SceneStyle:
+    """STYLE for scenes of one sound, or, in this share of them, of two."""
+    return replace(STYLE, parts=(1.0 - pairs, pairs, 0.0))
 
 
 def _captions(kinds: Sequence[tuple[str, ...]], seed: int) -> list[Prompt]:
@@ -104,6 +104,6 @@ def _captions(kinds: Sequence[tuple[str, ...]], seed: int) -> list[Prompt]:
     prompts = []
     for number, names in enumerate(kinds):
         rng = np.random.default_rng((seed, 3, number))
-        _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style_of(len(names)))
+        _, scene = render_scene(rng, [sounds[name] for name in names], 24_000, style_of(float(len(names) == 2)))
         prompts.append(Prompt(caption(rng, scene), names))
     return prompts
