@@ -2,6 +2,7 @@
 
     python benchmarks/official.py --official CHECKOUT --model l --save
     python benchmarks/official.py --official CHECKOUT --model l --bundle l32/ --bundle l8/ --plain --save
+    python benchmarks/official.py --official CHECKOUT --model l --openvino l-bf16/ --save
     python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --clip-steps 10 --save
 
 CHECKOUT is a clone of github.com/haidog-yaqub/EzAudio (pip install einops diffusers pyyaml). Its modules get the random
@@ -55,6 +56,13 @@ MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows w
 @click.option(
     "--bundle", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="[fp32 and int8, exported]"
 )
+@click.option(
+    "--openvino",
+    "in_openvino",
+    multiple=True,
+    type=click.Path(path_type=Path, exists=True),
+    help="A bundle for the backend openvino, beside the others.",
+)
 @click.option("--duration", "duration_s", default=10.0, show_default=True)
 @click.option("--step/--no-step", default=True, show_default=True, help="Time the guided step.")
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Time the VAE's decoder.")
@@ -67,6 +75,7 @@ def main(
     checkout: Path,
     model: str,
     folders: tuple[Path, ...],
+    in_openvino: tuple[Path, ...],
     duration_s: float,
     step: bool,
     decode: bool,
@@ -79,10 +88,11 @@ def main(
     torch.set_num_threads(cores())
     found = folders or [find_bundle(model, precision) for precision in ("fp32", "int8")]
     bundles = {}
-    for folder in found:
-        manifest = read_manifest(folder, verify=False)
-        find_bundle(model, manifest.precision, folder)
-        bundles[manifest.precision] = Bundle.open(folder)
+    for backend, folder in [("onnxruntime", each) for each in found] + [("openvino", each) for each in in_openvino]:
+        precision = read_manifest(folder, verify=False).precision
+        find_bundle(model, precision, folder)
+        side = f"ours {precision}" if backend == "onnxruntime" else f"{backend} {precision}"
+        bundles[side] = Bundle.open(folder, backend=backend)
     source = source_of(next(iter(bundles.values())).manifest)
     if any(bundle.manifest.origin != source.origin for bundle in bundles.values()):
         raise click.ClickException("the bundles come from different weights: export them from the same")
@@ -118,8 +128,9 @@ def measure_step(
     if plain:
         graph = PlainStep(source, some, latents, text.numpy(), mask.numpy())
         steps["plain fp32"] = ("fp32", lambda timestep: lambda: graph(timestep))
-    for precision, bundle in bundles.items():
-        steps[f"ours {precision}"] = (precision, lambda timestep, bundle=bundle: bundle.step(latents, timestep))  # type: ignore[misc]
+    for side, bundle in bundles.items():
+        at = lambda timestep, bundle=bundle: bundle.step(latents, timestep)  # noqa: E731
+        steps[side] = (bundle.manifest.precision, at)  # type: ignore[assignment]
     parity = {}
     for side, (precision, at) in steps.items():
         cosine, relative_l2, timestep = worst(at, lambda timestep: lambda: velocities[timestep])
@@ -140,9 +151,9 @@ def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: f
     expected = vae.decoder(given)[:, 0].numpy()  # type: ignore[operator]
     sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: vae.decoder(given)}  # type: ignore[operator]
     parity = {}
-    for precision, bundle in bundles.items():
+    for side, bundle in bundles.items():
         bundle.sessions.release()
-        side = f"ours {precision}"
+        precision = bundle.manifest.precision
         sides[side] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
         cosine, relative_l2 = measure(sides[side](), expected)
         parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
@@ -163,20 +174,22 @@ def measure_clip(
     expected = clip()
     sides: dict[str, Callable[[], Any]] = {OFFICIAL: clip}
     parity = {}
-    for precision, bundle in bundles.items():
+    for side, bundle in bundles.items():
         bundle.sessions.release()
-        model = TextToAudio(bundle.folder, verify=False, backend="onnxruntime")
+        model = TextToAudio(bundle.folder, verify=False, backend=bundle.backend)
 
         def ours(model: TextToAudio = model) -> np.ndarray:
             model._conditioning.forget()
             settings = {"duration_s": duration_s, "num_steps": steps, "eta": 0.0, "solver": "ddim", "seed": 1}
             return model.generate(PROMPT, **settings).samples[0]  # type: ignore[arg-type]
 
-        sides[f"ours {precision}"] = ours
+        sides[side] = ours
         cosine, relative_l2 = measure(ours(), expected)
-        parity[f"ours {precision}"] = {"cosine": cosine, "relative_l2": relative_l2}
-        print(f"clip of ours {precision}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
-        if precision == "fp32":  # the others are judged step by step: loops drift apart however small the error
+        parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
+        print(f"clip of {side}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
+        if (
+            bundle.manifest.precision == "fp32"
+        ):  # the others are judged step by step: loops drift apart however small the error
             require("clip in fp32", relative_l2, MAX_CLIP_ERROR)
     return _timed("clip", sides, parity, rounds) | {"num_steps": steps}
 

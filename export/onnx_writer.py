@@ -120,9 +120,9 @@ def to_onnx(graph: Graph) -> ir.Model:
 def _optimize(model: ir.Model, weights: set[str]) -> None:
     """What the tracer does by default, but every weight keeps its name.
 
-    The optimiser merges equal tensors, and whoever reads the graph by its weights' names would miss the others. It leaves
-    alone what a caller could replace, so the weights are declared as inputs meanwhile; what can be computed from them
-    has been computed before. The weights file stores equal tensors once all the same.
+    The optimiser merges equal tensors, and whoever reads the graph by its weights' names would miss the others. It
+    leaves alone what a caller could replace, so the weights are declared as inputs meanwhile; what can be computed from
+    them has been computed before. The weights file stores equal tensors once all the same.
     """
     optimizer.inline(model)
     optimizer.fold_constants(model)

@@ -31,10 +31,10 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 AUTO_ORDER = ("tensorrt", "torch", "onnxruntime-cuda", "onnxruntime")
-BACKENDS = (*AUTO_ORDER[:3], "onnxruntime-tensorrt", "onnxruntime")
-"""By speed, as far as it is known; `auto` passes over the one that is not in `AUTO_ORDER`."""
+BACKENDS = (*AUTO_ORDER[:3], "onnxruntime-tensorrt", "openvino", "onnxruntime")
+"""By speed, as far as it is known; `auto` passes over those that are not in `AUTO_ORDER`."""
 
-TORCH_PRECISIONS = ("fp32", "fp16", "bf16")
+FLOAT_PRECISIONS = ("fp32", "fp16", "bf16")
 
 GPU_ONNXRUNTIME = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
@@ -92,6 +92,8 @@ def examine(name: str, manifest: Manifest) -> Status:
     if name == "onnxruntime":
         typed = target_of(manifest) and manifest.precision == "bf16"
         return Status(name, (_bf16_on_cpu(manifest),) if typed else ())
+    if name == "openvino":
+        return Status(name, tuple(_openvino_problems(manifest)))
     gpu = find_gpu()
     if name == "torch":
         return _examine_torch(manifest, gpu)
@@ -112,7 +114,7 @@ def _examine_torch(manifest: Manifest, gpu: Gpu | str) -> Status:
         for module in ("torch", "onnx")
         if not _found(module)
     ]
-    if manifest.precision not in TORCH_PRECISIONS:
+    if manifest.precision not in FLOAT_PRECISIONS:
         fix = f"ezaudio-export --model {model} --precision fp16"
         problems.append(Problem(f"it reads bundles in fp32, fp16 and bf16, this one is {manifest.precision}", fix))
     doubts = []
@@ -174,6 +176,22 @@ def _onnxruntime_problems(name: str) -> list[Problem]:
     return [Problem(f"this ONNX Runtime lacks {provider}", GPU_ONNXRUNTIME)]
 
 
+def _openvino_problems(manifest: Manifest) -> list[Problem]:
+    """It reads standard operators, and computes bf16 only where the processor does."""
+    if not _found("openvino"):
+        return [Problem("openvino is not installed", 'pip install "ezaudio[openvino]"', missing_extra=True)]
+    export = f"ezaudio-export --model {manifest.config.name} --target cpu --precision"
+    if manifest.precision not in FLOAT_PRECISIONS or target_of(manifest):
+        kind = f"{manifest.precision} for {target_of(manifest) or 'onnxruntime'}"
+        return [Problem(f"it reads bundles for CPUs in fp32, fp16 and bf16, this one is {kind}", f"{export} bf16")]
+    if manifest.precision == "bf16":
+        from ezaudio.runtime.openvino_session import computes_bf16
+
+        if not computes_bf16():
+            return [Problem("this processor has no bf16 of its own", f"{export} int8")]
+    return []
+
+
 def _bf16_on_cpu(manifest: Manifest) -> Problem:
     fix = f"ezaudio-export --model {manifest.config.name} --precision bf16 --target cpu"
     return Problem(f"ONNX Runtime computes no bf16 on a CPU, which graphs for {target_of(manifest)} ask for", fix)
@@ -209,7 +227,7 @@ def choose_backend(name: str, manifest: Manifest) -> str:
     if name not in ("auto", *BACKENDS):
         raise InputError(f"unknown backend {name!r}: expected auto, {', '.join(BACKENDS)}")
     if name == "auto":
-        chosen, passed = pick(examine(one, manifest) for one in BACKENDS)  # as far as needed: PyTorch loads slowly
+        chosen, passed = pick(examine(one, manifest) for one in AUTO_ORDER)  # as far as needed: PyTorch loads slowly
         said = ", ".join(f"{status.name} ({status.reason})" for status in passed)
         logger.info("backend %s chosen%s", chosen.name, f"; passed over: {said}" if said else "")
         return chosen.name
@@ -263,7 +281,7 @@ def open_sessions(
     """Open a bundle with a backend that `choose_backend` gave.
 
     Args:
-        threads: of ONNX Runtime on the CPU.
+        threads: of ONNX Runtime or OpenVINO on the CPU.
         low_memory: what ONNX Runtime frees goes back to the system, not into its arena.
         device: of the backend `torch`; None takes a GPU where there is one.
     """
@@ -275,6 +293,10 @@ def open_sessions(
         from ezaudio.runtime.engines.sessions import EngineSessions
 
         return EngineSessions(folder, manifest, library_for(manifest))
+    if backend == "openvino":
+        from ezaudio.runtime.openvino_session import OpenVinoSessions
+
+        return OpenVinoSessions(folder, manifest, threads)
     from ezaudio.runtime.session import GraphSessions
 
     return GraphSessions(folder, manifest, threads, backend, low_memory)

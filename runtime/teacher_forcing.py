@@ -14,7 +14,7 @@ import numpy as np
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.conditioning import Conditioning
-from ezaudio.runtime.session import GraphSessions
+from ezaudio.runtime.denoising import Graphs
 from ezaudio.runtime.settings import resolve
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
@@ -51,7 +51,7 @@ class Point:
 class TeacherForced:
     """A bundle's graphs, asked for velocities, samples and moments."""
 
-    def __init__(self, sessions: GraphSessions, folder: Path, config: EzAudioConfig, prompts: tuple[str, ...]) -> None:
+    def __init__(self, sessions: Graphs, folder: Path, config: EzAudioConfig, prompts: tuple[str, ...]) -> None:
         """prompts: those that will be asked for; the first also serves as the negative prompt."""
         self.sessions, self.config, self._negative = sessions, config, prompts[0]
         tokenizer = PromptTokenizer(folder / "spiece.model", config.text.max_tokens)

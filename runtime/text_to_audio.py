@@ -60,9 +60,10 @@ class TextToAudio:
     Args:
         bundle: a folder, the name of an exported model (`l`, `xl`, `nano`), or None for the model inside the package.
         precision: which exported bundle of a named model.
-        threads: of ONNX Runtime; None takes all cores.
-        backend: `tensorrt`, `torch`, `onnxruntime-cuda`, `onnxruntime-tensorrt` or `onnxruntime` (on the CPU); `auto`
-            takes the fastest that works here and logs why it passed others over. A named one never falls back.
+        threads: of ONNX Runtime or OpenVINO; None takes all cores.
+        backend: `tensorrt`, `torch`, `onnxruntime-cuda`, `onnxruntime-tensorrt`, or on the CPU `openvino` or
+            `onnxruntime`; `auto` takes the fastest that works here, OpenVINO aside, and logs why it passed others over.
+            A named one never falls back.
         device: of the backend `torch`: `cuda`, `cuda:N` or `cpu`; None takes a GPU where there is one.
         low_memory: close the graphs of a stage (text, steps, decoding) before the next one opens, so that the largest
             alone sets the memory; each clip opens them again. Not for the backend `torch`, which makes a clip at once.

@@ -72,7 +72,7 @@ def test_a_clip_says_what_computed_it_and_named_equals_chosen() -> None:
         ("tensorrt", ["backend 'tensorrt' cannot run here (no NVIDIA driver"]),
         (
             "cuda",
-            ["unknown backend 'cuda': expected auto, tensorrt, torch, onnxruntime-cuda, onnxruntime-tensorrt, onn"],
+            ["unknown backend 'cuda': expected auto, tensorrt, torch, onnxruntime-cuda, onnxruntime-tensorrt, ope"],
         ),
     ],
 )

@@ -13,6 +13,7 @@ import golden
 import numpy as np
 import pytest
 import torch
+from clip_cases import CASES, CONTROL, settings
 from console import fails, runner
 
 from ezaudio.runtime import backends
@@ -28,20 +29,6 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
 no_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="stands in for a GPU where there is none")
 
-CONTROL = np.sin(np.arange(24000, dtype=np.float32) / 20)
-CASES: dict[str, dict[str, Any]] = {
-    "guided": {},
-    "negative": {"negative_prompt": "wind and a very loud engine"},
-    "unguided": {"guidance_scale": 1.0},
-    "noise": {"eta": 1.0},
-    "philox": {"eta": 1.0, "noise": "philox"},
-    "solver": {"solver": "dpmpp_2m_sde"},
-    "interval and reuse": {"guidance_interval": (0.3, 1.0), "reuse": [1, 2]},
-    "preset": {"preset": "fast", "num_steps": None},
-    "controlled": {"control_audio": CONTROL, "control_scale": 0.8},
-    "controlled, negative": {"control_audio": CONTROL, "negative_prompt": "wind"},
-}
-
 
 @pytest.fixture(scope="module")
 def expected(debug_bundle: Path) -> TextToAudio:
@@ -51,10 +38,6 @@ def expected(debug_bundle: Path) -> TextToAudio:
 @pytest.fixture(scope="module")
 def model(debug_bundle: Path) -> TextToAudio:
     return TextToAudio(debug_bundle, backend="torch", device="cpu")
-
-
-def settings(**given: Any) -> dict[str, Any]:
-    return {"duration_s": 1.01, "num_steps": 4, "seed": 3, **given}
 
 
 @pytest.mark.parametrize("case", CASES)

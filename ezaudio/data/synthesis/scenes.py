@@ -76,8 +76,11 @@ class Scene:
         ]
 
 
-def repeated(rng: Generator, sound: Sound, num_samples: int, count: int) -> tuple[Audio, int, int, int]:
+def repeated(rng: Generator, sound: Sound, num_samples: int, count: int | None) -> tuple[Audio, int, int, int]:
     """Up to `count` events on whole ticks, the first one at a random place; a last one that does not fit is left out.
+
+    Args:
+        count: None for as many as fit.
 
     Returns:
         audio (T,), how many events there are (at least 1), the samples where the first begins and the last ends.
@@ -85,7 +88,7 @@ def repeated(rng: Generator, sound: Sound, num_samples: int, count: int) -> tupl
     events = [event(rng, sound, num_samples)]
     places = [0]
     varies = rng.random() < 0.6  # the same dog three times is alike, but not the same recording
-    while len(events) < count:
+    while count is None or len(events) < count:
         following = event(rng, sound, num_samples) if varies else events[0]
         after = places[-1] + len(events[-1]) + p.samples(rng.uniform(*sound.gap_s))
         place = max(places[-1] + p.TICK, -(-after // p.TICK) * p.TICK)
@@ -172,9 +175,9 @@ def render_scene(
             if in_turn:
                 audio = p.fade(audio, 0.15)
         else:
-            wanted = min(1 + int(rng.geometric(0.45) - 1), sound.max_count)
+            wanted: int | None = min(1 + int(rng.geometric(0.45) - 1), sound.max_count)
             if style.filled and rng.random() < style.filled:
-                wanted = stop - start  # more than fit
+                wanted = None
             audio, count, first, end = repeated(rng, sound, stop - start, wanted)
         distance = str(rng.choice(list(DISTANCES), p=style.distances))
         behind = index > 0 and not in_turn

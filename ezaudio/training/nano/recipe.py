@@ -2,12 +2,12 @@
 
     ezaudio-train nano RUN --recordings RECORDINGS
 
-RUN/sounds-short, -pairs, -long     scenes of synthesised and recorded sounds with captions
-RUN/model                           the model: config.json, weights, tokenizer; what the stages have taught it is put here
-RUN/latents-short, -pairs, -long    the scenes as latents
+RUN/sounds-short, -pairs, -long    scenes of synthesised and recorded sounds with captions
+RUN/model                          the model: config.json, weights, tokenizer; what the stages have taught it comes here
+RUN/latents-short, -pairs, -long   the scenes as latents
 RUN/stage1, stage2, stage3-pairs, stage3-long   the paper's stages, each a run of the general trainer
-RUN/bundle, quality.json            the model exported, and judged; its model card is in RUN/model too
-RUN/clips.png, confusion.png        a clip of each kind, and what kinds are taken for, where matplotlib is installed
+RUN/bundle, quality.json           the model exported, and judged; its model card is in RUN/model too
+RUN/clips.png, confusion.png       a clip of each kind, and what kinds are taken for, where matplotlib is installed
 """
 
 from __future__ import annotations
@@ -159,13 +159,9 @@ def train_nano(
     source = open_source(str(model))
     for scenes in made.scenes:
         manifest = read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl")
-        settings = ShardSettings(
-            source.origin, text_states=False, duration_s=scenes.duration_s, seed=0, shard_size=500
-        )
+        settings = ShardSettings(source.origin, text_states=False, duration_s=scenes.duration_s, seed=0, shard_size=500)
         with progress_bar(f"latents of {scenes.name} scenes", scenes.count, quiet) as bar:
-            encode_shards(
-                manifest, source, folder / f"latents-{scenes.name}", settings, ENCODED_AT_ONCE, bar.update
-            )
+            encode_shards(manifest, source, folder / f"latents-{scenes.name}", settings, ENCODED_AT_ONCE, bar.update)
     before: Path | None = None
     for stage in made.stages:
         before = train_stage(folder, source, stage, before, quiet)
