@@ -105,7 +105,7 @@ class Bundle:
     def open(cls, folder: Path, threads: int | None = None, backend: str = "onnxruntime") -> Bundle:
         manifest = read_manifest(folder, verify=False)
         sessions = open_sessions(backend, folder, manifest, threads)
-        teacher = TeacherForced(sessions, folder, manifest.config, (OTHER_PROMPT, PROMPT))
+        teacher = TeacherForced(sessions, folder, manifest, (OTHER_PROMPT, PROMPT))
         return cls(folder, manifest, sessions, backend, teacher)
 
     @property

@@ -23,15 +23,18 @@ from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
 PATH = click.Path(path_type=Path)
 
 
-def named_right(model: Any, judge: Any, preset: str | None, count: int) -> float:
-    """Share of the preset's clips, `count` of each kind, that the judge names right."""
+def named_right(model: Any, judge: Any, preset: str | None, count: int, name: str) -> float:
+    """Share of the preset's clips, `count` of each kind, that the judge names right; `name` is for the progress bar."""
     from ezaudio.evaluation.judge_training import heard
+    from ezaudio.evaluation.progress import bars
     from ezaudio.evaluation.report import PROMPT_SEED, USUAL
 
-    right = []
-    for seed, prompt in enumerate(seen_prompts(count, PROMPT_SEED)):
-        samples = model.generate(prompt.text, preset=preset, seed=seed, **USUAL).samples[0]
-        right.append(heard(judge.hear([samples])[0][0], [KINDS.index(kind) for kind in prompt.kinds]))
+    right, prompts = [], seen_prompts(count, PROMPT_SEED)
+    with bars() as progress:
+        for seed, prompt in enumerate(prompts):
+            samples = model.generate(prompt.text, preset=preset, seed=seed, **USUAL).samples[0]
+            right.append(heard(judge.hear([samples])[0][0], [KINDS.index(kind) for kind in prompt.kinds]))
+            progress(name, seed + 1, len(prompts))
     return float(np.mean(right))
 
 
@@ -77,7 +80,7 @@ def main(
     print(f"{model.model} {model.precision}, 10 s clips; {hardware_line()}")
     for name, preset in given.items():
         plan = plans[name]
-        right = None if judge is None else named_right(model, judge, preset, count)
+        right = None if judge is None else named_right(model, judge, preset, count, name)
         ratio = timing.ratio("official", name)
         evaluations = round(num_evaluations(plan, model.config), 2)
         results.append(

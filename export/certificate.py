@@ -177,7 +177,7 @@ def compare_graphs(
         "text_encoder": [{"input_ids": row, "attention_mask": np.ones_like(row)} for row in ids],
         "encoder": [{"audio": np.ascontiguousarray(clip[:, : clip.shape[1] // hop * hop])}],
     }
-    for name in reference.sessions.manifest.graphs:
+    for name in reference.manifest.graphs:
         if name.endswith("conditioner"):
             cases[name] = [{"text_states": conditioning.text(text).states} for text in scope.prompts]
         elif name.endswith("modulation"):

@@ -76,7 +76,7 @@ def write_cpu_bundle(
 
 def _system(folder: Path, manifest: Manifest, threads: int | None) -> TeacherForced:
     sessions = GraphSessions(folder, manifest, threads, "onnxruntime")
-    return TeacherForced(sessions, folder, manifest.config, (*SCAN_PROMPTS, *PROMPTS))
+    return TeacherForced(sessions, folder, manifest, (*SCAN_PROMPTS, *PROMPTS))
 
 
 def _write_graphs(
@@ -84,7 +84,7 @@ def _write_graphs(
 ) -> None:
     """Rewrite every graph, with its weights in a file of the name that they have in the reference."""
     writers: dict[str, onnx_writer.WeightFile] = {}
-    for name, entry in system.sessions.manifest.graphs.items():
+    for name, entry in system.manifest.graphs.items():
         model = ir.load(reference / entry.file)
         file = onnx_writer.weights_file(model, name)
         cpu_fusions.apply(model)
@@ -144,7 +144,7 @@ def _compare(
     # From here on everything that the derived graphs are fed with is their own: a velocity is off by all that is.
     every = sensitivity.points(reference, latents, PROMPTS, TIMESTEPS, seed=1)
     cases = {("denoiser", MODES[0]): every}
-    for name in (graph for graph in reference.sessions.manifest.graphs if graph.startswith("denoiser")):
+    for name in (graph for graph in reference.manifest.graphs if graph.startswith("denoiser")):
         for mode in MODES:
             few = [Point(p.latents, p.timestep, p.prompt, mode, name) for p in (every[0], every[-1])]
             cases.setdefault((name, mode), few)

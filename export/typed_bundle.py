@@ -119,12 +119,12 @@ class _TypedBundle:
     def system(self) -> TeacherForced:
         """The reference bundle; its sessions watch what `watched` names."""
         probed = ProbedSessions(self.reference, self.source, self.threads, self.watched)
-        return TeacherForced(probed, self.reference, self.source.config, self.scope.prompts)
+        return TeacherForced(probed, self.reference, self.source, self.scope.prompts)
 
     @cached_property
     def typed(self) -> TeacherForced:
         sessions = EmulatedSessions(self.folder, self.source, self.threads, "onnxruntime")
-        return TeacherForced(sessions, self.folder, self.source.config, self.scope.prompts)
+        return TeacherForced(sessions, self.folder, self.source, self.scope.prompts)
 
     def model(self, name: str) -> ir.Model:
         """A graph of the reference bundle."""

@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.conditioning import Conditioning
 from ezaudio.runtime.denoising import Graphs
+from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.settings import resolve
 from ezaudio.runtime.tokenizer import PromptTokenizer
 
@@ -51,9 +51,10 @@ class Point:
 class TeacherForced:
     """A bundle's graphs, asked for velocities, samples and moments."""
 
-    def __init__(self, sessions: Graphs, folder: Path, config: EzAudioConfig, prompts: tuple[str, ...]) -> None:
+    def __init__(self, sessions: Graphs, folder: Path, manifest: Manifest, prompts: tuple[str, ...]) -> None:
         """prompts: those that will be asked for; the first also serves as the negative prompt."""
-        self.sessions, self.config, self._negative = sessions, config, prompts[0]
+        self.sessions, self.manifest, self._negative = sessions, manifest, prompts[0]
+        self.config = config = manifest.config
         tokenizer = PromptTokenizer(folder / "spiece.model", config.text.max_tokens)
         self.conditioning = Conditioning(sessions, tokenizer, cached_prompts=len(prompts) + 1)
         self._usual = resolve(config, "any", seed=0)

@@ -46,7 +46,7 @@ def verify_certificate(
     data = read_reference(folder, certificate.reference, config.vae)
     points = certificate.reference.points
     sessions = EmulatedSessions(folder, manifest, threads, "onnxruntime")
-    system = TeacherForced(sessions, folder, config, certificate.corpus)
+    system = TeacherForced(sessions, folder, manifest, certificate.corpus)
     walked = (row for row in certificate.velocities if (row.graph, row.mode) == ("denoiser", MODES[0]))
     stored = {(row.timestep, row.frames): row.cosine for row in walked}
     rows = []
@@ -78,7 +78,7 @@ def verify_plain(folder: Path, manifest: Manifest, threads: int | None, progress
     """A bundle without a certificate: every graph opens, and prompts, short and long, give finite numbers."""
     config = manifest.config
     sessions = GraphSessions(folder, manifest, threads, "onnxruntime")
-    system = TeacherForced(sessions, folder, config, PROMPTS)
+    system = TeacherForced(sessions, folder, manifest, PROMPTS)
     rows, total = [], len(manifest.graphs) + len(PROMPTS)
     for index, name in enumerate(manifest.graphs):
         progress(f"opening {name}", index, total)

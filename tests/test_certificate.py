@@ -117,7 +117,7 @@ def test_tensors_watched_in_parts_reach_the_same(monkeypatch: pytest.MonkeyPatch
     for limit in (1 << 30, 1 << 10):
         monkeypatch.setattr(probes, "MAX_PROBED_BYTES", limit)
         sessions = probes.ProbedSessions(PACKAGED, manifest, 1, tensors)
-        walk(TeacherForced(sessions, PACKAGED, manifest.config, scope.prompts), manifest, scope, lambda *_: None)
+        walk(TeacherForced(sessions, PACKAGED, manifest, scope.prompts), manifest, scope, lambda *_: None)
         found.append([value for rows in sessions.largest.values() for value in rows.values()])
     assert min(found[0]) > 0
     assert found[1] == pytest.approx(found[0], rel=1e-5)

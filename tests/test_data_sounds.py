@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 import soundfile
 import torch
 from console import answers_at_once_and_teaches, fails, imports_none_of, killed_once, runner
+from PIL import Image
 from sound_features import accuracy_by_class, features
 
 from ezaudio.data import command as command_module
@@ -22,6 +24,7 @@ from ezaudio.data.synthesis import primitives as p
 from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.synthesis.dataset import render_folder
 from ezaudio.data.synthesis.rooms import DISTANCES, ROOMS, heard, impulse_response
+from ezaudio.data.synthesis.sheet import sheet_png
 from ezaudio.data.synthesis.wording import gerund, is_plural, plural, present, progressive, third_person
 from ezaudio.runtime.errors import InputError
 
@@ -252,6 +255,13 @@ def test_a_killed_rendering_loses_nothing(tmp_path: Path) -> None:
     assert soundfile.info(manifest.path_of(manifest.rows[41])).frames == RATE
     with pytest.raises(InputError, match=r"other settings \(seed\)"):
         render_folder(broken, ALL, 60, seed=6, duration_s=1.0)
+
+
+def test_a_sheets_titles_keep_their_colors() -> None:
+    clip = SOUNDS["dog"].render(np.random.default_rng(0), RATE)
+    sheet = Image.open(io.BytesIO(sheet_png([("right", clip), ("wrong", clip)], colors=["tab:green", "tab:red"])))
+    colors = {color for _, color in sheet.convert("RGB").getcolors()}
+    assert {(44, 160, 44), (214, 39, 40), (255, 255, 255)} <= colors
 
 
 def test_commands(tmp_path: Path) -> None:

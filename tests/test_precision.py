@@ -38,9 +38,7 @@ def small_weights(monkeypatch: pytest.MonkeyPatch) -> None:
 def asked(debug_bundle: Path) -> list[sensitivity.Question]:
     """The debug model's velocities in fp32: every prompt at one of three timesteps."""
     manifest = read_manifest(debug_bundle, verify=False)
-    system = TeacherForced(
-        GraphSessions(debug_bundle, manifest, 1, "onnxruntime"), debug_bundle, manifest.config, PROMPTS
-    )
+    system = TeacherForced(GraphSessions(debug_bundle, manifest, 1, "onnxruntime"), debug_bundle, manifest, PROMPTS)
     latents = sensitivity.clean_latents(system, PROMPTS, seed=0)
     found = sensitivity.points(system, latents, PROMPTS, num_timesteps=3, seed=0)
     assert [point.timestep for point in found] == [999, 499, 249]  # the plan's first, one between, and its last

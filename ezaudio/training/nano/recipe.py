@@ -215,10 +215,10 @@ def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | 
 
 
 def put_together(model: Path, source: ModelSource, last: Path) -> None:
-    """The model with the weights of its last stage."""
+    """The model with the weights of its last stage, in half precision as it ships."""
     dit, text_encoder = source.dit(), source.text_encoder()
     _take(last, dit, text_encoder)
-    save_folder(model, source.config, dit, source.vae(), text_encoder, source.tokenizer_files())
+    save_folder(model, source.config, dit, source.vae(), text_encoder, source.tokenizer_files(), dtype=torch.float16)
 
 
 def judge_model(
