@@ -53,6 +53,7 @@ POLICY = (
     Rule("denoiser*|controlnet*", "product", "embedding.*", FP32, "next to the latents, which are sampler state"),
     Rule("denoiser*", "product|conv", "final_l*", FP32, "guidance multiplies their error by 5 to 11"),
     Rule("decoder", "conv", "layers.[!0].weight", FP32, "the last layer: a sample rounded to bf16 is noise"),
+    Rule("decoder", "conv", "layers.0.weight|layers.1.1.weight", FP32, "where companded latents are expanded"),
     Rule("encoder", "conv", "layers.[!0].weight", FP32, "the last layer: mean and deviation of the given latent"),
     Rule("encoder", "companded", "*", FP32, "companding multiplies the error of faint coefficients"),
     Rule("*", "conv", "*", FP32, "opset 20 has no convolution in bf16, and 8 bits are too few for audio", only="bf16"),
