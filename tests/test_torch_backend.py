@@ -105,7 +105,7 @@ def test_half_precision_stays_close(case: str) -> None:
     got, other = (
         TextToAudio(backend=name, verify=False).generate("rain", **given).samples for name in ("torch", "onnxruntime")
     )
-    assert golden.relative_error(got, other) < 1e-2  # measured: 2e-3, 1.3e-3
+    assert golden.relative_error(got, other) < 1e-2  # measured: 6e-3, 1.4e-3
 
 
 def test_typed_bundles_are_read_too(typed_debug_bundle: Path, expected: TextToAudio) -> None:

@@ -156,6 +156,9 @@ def test_islands_are_in_fp32() -> None:
         "denoiser.embedding.patch.weight",
         "denoiser_shallow.final_linear.weight",
         "denoiser.blocks.0.attn.norm_q.weight",
+        "decoder.layers.0.weight",
+        "decoder.layers.1.1.bias",
+        "decoder.layers.5.weight",  # the last one of three strides; of four it is 6
         "decoder.layers.6.weight",
         "decoder.layers.1.0.frequency",
         "text_encoder.position_bias",
@@ -163,8 +166,9 @@ def test_islands_are_in_fp32() -> None:
         assert compute_type(name, torch.float16) == torch.float32, name
     for name in ("denoiser.blocks.0.attn.qkv.weight", "text_encoder.layers.0.wo.weight", "conditioner.keys.0.weight"):
         assert compute_type(name, torch.bfloat16) == torch.bfloat16
-    assert compute_type("decoder.layers.1.1.weight", torch.float16) == torch.float16
-    assert compute_type("decoder.layers.1.1.weight", torch.bfloat16) == torch.float32
+    residual = "decoder.layers.1.2.layers.1.weight"
+    assert compute_type(residual, torch.float16) == torch.float16
+    assert compute_type(residual, torch.bfloat16) == torch.float32
 
 
 def test_distances_fall_into_t5s_buckets() -> None:

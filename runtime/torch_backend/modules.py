@@ -36,8 +36,12 @@ FLOAT32 = (
     "*frame_bias.*",  # once a clip, and it is added to the latents
     "*.embedding.*",  # RoPE tables, and the layer next to the latents
     "denoiser*.final_l*",  # guidance multiplies their error by 5 to 11
-    "decoder.layers.6.*",  # a sample rounded to bf16 is noise
-    "encoder.layers.6.*",
+    "decoder.layers.[!0].weight",  # the last layer: a sample rounded to bf16 is noise
+    "decoder.layers.[!0].bias",
+    "decoder.layers.0.*",  # where companded latents are expanded
+    "decoder.layers.1.1.*",
+    "encoder.layers.[!0].weight",
+    "encoder.layers.[!0].bias",
     "*norm*",
     "*.frequency",  # snake loses its phase in half precision
     "*.magnitude",
