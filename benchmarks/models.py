@@ -16,10 +16,10 @@ import click
 import numpy as np
 
 from ezaudio.config import EzAudioConfig, TextConfig, preset
-from ezaudio.runtime.backends import open_sessions
 from ezaudio.runtime.bundle_store import cache_folder
 from ezaudio.runtime.manifest import Manifest, read_manifest
 from ezaudio.runtime.measures import measure
+from ezaudio.runtime.session import GraphSessions
 from ezaudio.runtime.teacher_forcing import Point, TeacherForced
 
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from ezaudio.checkpoints import ModelSource
-    from ezaudio.runtime.denoising import Graphs
 
     Float32 = NDArray[np.float32]
 
@@ -97,16 +96,14 @@ class Bundle:
 
     folder: Path
     manifest: Manifest
-    sessions: Graphs
-    backend: str
+    sessions: GraphSessions
     teacher: TeacherForced
 
     @classmethod
-    def open(cls, folder: Path, threads: int | None = None, backend: str = "onnxruntime") -> Bundle:
+    def open(cls, folder: Path, threads: int | None = None) -> Bundle:
         manifest = read_manifest(folder, verify=False)
-        sessions = open_sessions(backend, folder, manifest, threads)
-        teacher = TeacherForced(sessions, folder, manifest, (OTHER_PROMPT, PROMPT))
-        return cls(folder, manifest, sessions, backend, teacher)
+        sessions = GraphSessions(folder, manifest, threads, "onnxruntime")
+        return cls(folder, manifest, sessions, TeacherForced(sessions, folder, manifest, (OTHER_PROMPT, PROMPT)))
 
     @property
     def config(self) -> EzAudioConfig:

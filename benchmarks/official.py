@@ -2,7 +2,6 @@
 
     python benchmarks/official.py --official CHECKOUT --model l --save
     python benchmarks/official.py --official CHECKOUT --model l --bundle l32/ --bundle l8/ --plain --save
-    python benchmarks/official.py --official CHECKOUT --model l --openvino l-bf16/ --save
     python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --clip-steps 10 --save
 
 CHECKOUT is a clone of github.com/haidog-yaqub/EzAudio (pip install einops diffusers pyyaml). Its modules get the random
@@ -56,13 +55,6 @@ MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows w
 @click.option(
     "--bundle", "folders", multiple=True, type=click.Path(path_type=Path, exists=True), help="[fp32 and int8, exported]"
 )
-@click.option(
-    "--openvino",
-    "in_openvino",
-    multiple=True,
-    type=click.Path(path_type=Path, exists=True),
-    help="A bundle for the backend openvino, beside the others.",
-)
 @click.option("--duration", "duration_s", default=10.0, show_default=True)
 @click.option("--step/--no-step", default=True, show_default=True, help="Time the guided step.")
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Time the VAE's decoder.")
@@ -75,7 +67,6 @@ def main(
     checkout: Path,
     model: str,
     folders: tuple[Path, ...],
-    in_openvino: tuple[Path, ...],
     duration_s: float,
     step: bool,
     decode: bool,
@@ -88,11 +79,10 @@ def main(
     torch.set_num_threads(cores())
     found = folders or [find_bundle(model, precision) for precision in ("fp32", "int8")]
     bundles = {}
-    for backend, folder in [("onnxruntime", each) for each in found] + [("openvino", each) for each in in_openvino]:
-        precision = read_manifest(folder, verify=False).precision
-        find_bundle(model, precision, folder)
-        side = f"ours {precision}" if backend == "onnxruntime" else f"{backend} {precision}"
-        bundles[side] = Bundle.open(folder, backend=backend)
+    for folder in found:
+        manifest = read_manifest(folder, verify=False)
+        find_bundle(model, manifest.precision, folder)
+        bundles[manifest.precision] = Bundle.open(folder)
     source = source_of(next(iter(bundles.values())).manifest)
     if any(bundle.manifest.origin != source.origin for bundle in bundles.values()):
         raise click.ClickException("the bundles come from different weights: export them from the same")
@@ -128,9 +118,8 @@ def measure_step(
     if plain:
         graph = PlainStep(source, some, latents, text.numpy(), mask.numpy())
         steps["plain fp32"] = ("fp32", lambda timestep: lambda: graph(timestep))
-    for side, bundle in bundles.items():
-        at = lambda timestep, bundle=bundle: bundle.step(latents, timestep)  # noqa: E731
-        steps[side] = (bundle.manifest.precision, at)  # type: ignore[assignment]
+    for precision, bundle in bundles.items():
+        steps[f"ours {precision}"] = (precision, lambda timestep, bundle=bundle: bundle.step(latents, timestep))  # type: ignore[misc]
     parity = {}
     for side, (precision, at) in steps.items():
         cosine, relative_l2, timestep = worst(at, lambda timestep: lambda: velocities[timestep])
@@ -151,9 +140,9 @@ def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: f
     expected = vae.decoder(given)[:, 0].numpy()  # type: ignore[operator]
     sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: vae.decoder(given)}  # type: ignore[operator]
     parity = {}
-    for side, bundle in bundles.items():
+    for precision, bundle in bundles.items():
         bundle.sessions.release()
-        precision = bundle.manifest.precision
+        side = f"ours {precision}"
         sides[side] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
         cosine, relative_l2 = measure(sides[side](), expected)
         parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
@@ -174,22 +163,20 @@ def measure_clip(
     expected = clip()
     sides: dict[str, Callable[[], Any]] = {OFFICIAL: clip}
     parity = {}
-    for side, bundle in bundles.items():
+    for precision, bundle in bundles.items():
         bundle.sessions.release()
-        model = TextToAudio(bundle.folder, verify=False, backend=bundle.backend)
+        model = TextToAudio(bundle.folder, verify=False, backend="onnxruntime")
 
         def ours(model: TextToAudio = model) -> np.ndarray:
             model._conditioning.forget()
             settings = {"duration_s": duration_s, "num_steps": steps, "eta": 0.0, "solver": "ddim", "seed": 1}
             return model.generate(PROMPT, **settings).samples[0]  # type: ignore[arg-type]
 
-        sides[side] = ours
+        sides[f"ours {precision}"] = ours
         cosine, relative_l2 = measure(ours(), expected)
-        parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
-        print(f"clip of {side}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
-        if (
-            bundle.manifest.precision == "fp32"
-        ):  # the others are judged step by step: loops drift apart however small the error
+        parity[f"ours {precision}"] = {"cosine": cosine, "relative_l2": relative_l2}
+        print(f"clip of ours {precision}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
+        if precision == "fp32":  # the others are judged step by step: loops drift apart however small the error
             require("clip in fp32", relative_l2, MAX_CLIP_ERROR)
     return _timed("clip", sides, parity, rounds) | {"num_steps": steps}
 
