@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     Float32 = NDArray[np.float32]
 
 # Not the denoiser: at 500 frames of L its velocity had a cosine of 0.5 to fp32's. OpenVINO takes one precision for a
-# graph, and angles of RoPE do not survive bf16.
+# graph; the suspect, not proven, is the angles of RoPE.
 IN_BF16 = "decoder"
 
 
