@@ -164,8 +164,8 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> 
     return outcome
 
 
-def wanted(section: Section, only: set[str]) -> bool:
-    return bool(only & set(section.goals))
+def wanted(section: Section, only: set[str], models: set[str]) -> bool:
+    return section.model in models and bool(only & set(section.goals))
 
 
 def planned(section: Section, only: set[str]) -> list[tuple[str, str, str]]:
@@ -186,7 +186,7 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
     rows: list[Row] = []
     facts: dict[str, str] = {}
     for number, section in enumerate(SECTIONS):
-        if not wanted(section, only):
+        if not wanted(section, only, arguments.models):
             continue
         left = deadline - time.monotonic()
         print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
@@ -212,7 +212,7 @@ def rehearse(arguments: argparse.Namespace, only: set[str]) -> list[Row]:
     """One process, since what is tested is the sections; each of a kind once."""
     kinds: dict[str, int] = {}
     for number, section in enumerate(SECTIONS):
-        if wanted(section, only):
+        if wanted(section, only, arguments.models):
             kinds.setdefault(section.name, number)
     outcome = start([*kinds.values()], arguments, arguments.seconds)
     rows = [r for r in outcome.rows if r["goal"] in only]
@@ -252,6 +252,7 @@ def run_tests() -> int:
 def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(GOALS), help="goals, with commas between them [all]")
+    parser.add_argument("--models", default="xl,l", help="with a comma between them [%(default)s]")
     parser.add_argument("--official", type=Path, metavar="CHECKOUT", help="of github.com/haidog-yaqub/EzAudio, for G4")
     parser.add_argument("--seconds", type=float, default=TOTAL_S, help="for everything [%(default)s]")
     parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "gpu.jsonl")
@@ -261,6 +262,9 @@ def parsed() -> argparse.Namespace:
     arguments = parser.parse_args()
     if unknown := set(arguments.only.split(",")) - set(GOALS):
         parser.error(f"unknown goals {', '.join(sorted(unknown))}: expected some of {', '.join(GOALS)}")
+    arguments.models = set(arguments.models.split(","))
+    if unknown := arguments.models - {"xl", "l"}:
+        parser.error(f"unknown models {', '.join(sorted(unknown))}: expected xl, l or both")
     if arguments.official and not (arguments.official / "src").is_dir():
         parser.error(f"'{arguments.official}' is no checkout of the official code: it has no src")
     return arguments
@@ -281,7 +285,7 @@ def main() -> int:
         print(table(rows))
         return 1 if any(r.get("failed") for r in rows) else 0
     if not torch.cuda.is_available():
-        rows = [row(*plan, reason="no GPU") for plan in PLAN if plan[0] in only]
+        rows = [row(*plan, reason="no GPU") for plan in PLAN if plan[0] in only and plan[1] in arguments.models]
         print("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
         print(table(rows))
         return 0

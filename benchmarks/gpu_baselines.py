@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -25,7 +26,7 @@ from gpu_backend import (
 from gpu_goals import KERNEL_BATCH, row
 from gpu_rig import Rig, copy_bandwidth, seconds, settle
 from timing import interleave, spread
-from torch import Tensor
+from torch import Tensor, nn
 
 import kernels
 from ezaudio.config import EzAudioConfig, preset
@@ -34,6 +35,7 @@ from ezaudio.runtime.solvers import solver_plan
 from ezaudio.runtime.torch_backend.modules import graphs_of
 from ezaudio.runtime.torch_backend.request import Shape
 from ezaudio.sampling import guide
+from ezaudio.training.recorded import Recorded
 
 PASSES = ("forward", "both")
 # Compiling takes most of the time here, so the rest is left to kernels.py: FlexAttention, and L's forward alone.
@@ -204,30 +206,39 @@ def official_dit(checkout: Path, config: EzAudioConfig, dit: MaskDiT) -> torch.n
 
 
 def training(rig: Rig, model: str, emit: Emit) -> None:
-    """G9: a step of AdamW under bf16 autocast; the same model takes both paths in turn."""
+    """G9: a step of AdamW under bf16 autocast; the same model takes both paths in turn, the fused one recorded."""
     config = preset(model)
     dit = random_dit(config, rig).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, **({"fused": True} if rig.measures else {}))
     batch = training_batch(rig, config)
 
-    def step(fused: bool) -> float:
+    networks: dict[str, nn.Module] = {"eager": dit, "fused": Recorded(dit)}
+    networks["fused"].train()
+
+    def step(side: str) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = training_loss(rig, dit, batch, fused)
+        loss = training_loss(rig, dit, networks[side], batch, side == "fused")
         loss.backward()
         optimizer.step()
         settle(rig.device)
         return float(loss.detach())
 
+    def peak(side: str) -> float:
+        """GB that PyTorch holds, a graph's memory included, which it does not count as allocated."""
+        if not rig.measures:
+            return 1.0
+        step(side)
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        step(side)
+        return torch.cuda.max_memory_reserved() / 1e9
+
     with guarded(emit, "G9", model, "time", "peak memory"):
-        checked = same_training(rig, dit, batch)
-        peaks = {"eager": 1.0, "fused": 1.0}
-        for side in peaks if rig.measures else ():
-            step(side == "fused")
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats()
-            step(side == "fused")
-            peaks[side] = torch.cuda.max_memory_allocated() / 1e9
-        timing = interleave({"eager": lambda: step(False), "fused": lambda: step(True)}, rig.rounds)
+        peaks = {"eager": peak("eager")}  # before there is a graph
+        checked = same_training(rig, dit, networks, batch)
+        optimizer.zero_grad(set_to_none=True)
+        peaks["fused"] = peak("fused")
+        timing = interleave({side: partial(step, side) for side in networks}, rig.rounds)
         fused_ms, eager_ms = (1e3 * timing.median(side) for side in ("fused", "eager"))
         each = f"{rig.train_batch / fused_ms * 1e3:.1f} clips/s"
         note = f"{eager_ms:.0f} ÷ {fused_ms:.0f} ms, {each} of 10 s, batch {rig.train_batch}, bf16 autocast; {checked}"
@@ -260,19 +271,20 @@ def path(dit: MaskDiT, fused: bool) -> Iterator[None]:
         dit.model.fused = before
 
 
-def training_loss(rig: Rig, dit: MaskDiT, batch: dict[str, Tensor], fused: bool) -> Tensor:
-    given = {name: value for name, value in batch.items() if name != "target"}
+def training_loss(rig: Rig, dit: MaskDiT, network: nn.Module, batch: dict[str, Tensor], fused: bool) -> Tensor:
+    """network: the model, or what calls it."""
+    given = (batch[name] for name in ("x", "timesteps", "context", "context_mask"))
     with path(dit, fused), torch.autocast(rig.device, torch.bfloat16, enabled=rig.measures):
-        out = dit(**given)
+        out = network(*given)
     return (out.float() - batch["target"]).square().mean()
 
 
-def same_training(rig: Rig, dit: MaskDiT, batch: dict[str, Tensor]) -> str:
+def same_training(rig: Rig, dit: MaskDiT, networks: dict[str, nn.Module], batch: dict[str, Tensor]) -> str:
     """Loss and gradients of both paths, compared before anything is timed."""
     losses, gradients = [], []
-    for fused in (False, True):
+    for side in ("eager", "fused"):
         dit.zero_grad(set_to_none=True)
-        loss = training_loss(rig, dit, batch, fused)
+        loss = training_loss(rig, dit, networks[side], batch, side == "fused")
         loss.backward()
         losses.append(float(loss.detach()))
         gradients.append([p.grad.detach().clone() for p in dit.parameters() if p.grad is not None])

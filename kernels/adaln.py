@@ -19,11 +19,14 @@ from ezaudio.kernels.adaln_backward import batch_stride, residual_norm_backward,
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
+NORM_TILE = {"rows": 4, "warps": 8}
+
 
 @triton.jit
 def _residual_norm_fwd_kernel(
     x_ptr: tl.pointer_type,  # (B, L, D)
-    update_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D), or (P, L, D) where the other rows are constant
+    constant_ptr: tl.pointer_type,  # (B − P, D), the update of every token of a row after the first P
     gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
     weight_ptr: tl.pointer_type,  # (D,)
     bias_ptr: tl.pointer_type,  # (D,)
@@ -32,6 +35,7 @@ def _residual_norm_fwd_kernel(
     sum_ptr: tl.pointer_type,  # (B, L, D) x'
     out_ptr: tl.pointer_type,  # (B, L, D) h
     length: int,
+    varied: int,  # P
     gate_stride: int,
     shift_stride: int,
     WIDTH: tl.constexpr,
@@ -39,6 +43,7 @@ def _residual_norm_fwd_kernel(
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
+    HAS_CONSTANT: tl.constexpr,
     HAS_GATE: tl.constexpr,
     MODULATED: tl.constexpr,
 ) -> None:
@@ -51,7 +56,14 @@ def _residual_norm_fwd_kernel(
 
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     if HAS_UPDATE:
-        update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        if HAS_CONSTANT:
+            if batch < varied:
+                update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+            else:
+                constant = tl.load(constant_ptr + (batch - varied) * WIDTH + column, mask=valid, other=0.0)
+                update = tl.broadcast_to(constant.to(tl.float32)[None, :], (ROWS, BLOCK))
+        else:
+            update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if HAS_GATE:
             update *= 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]
         stored = narrow(x + update, sum_ptr.dtype.element_ty)
@@ -87,14 +99,13 @@ def _residual_norm(
     scale: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     batch, length, width = x.shape
-    block, rows = tile_shape(width)
+    tile = tile_shape(width, **NORM_TILE)
     total, out = _residual_norm_fake(x, update)
-    _residual_norm_fwd_kernel[(triton.cdiv(length, rows), batch)](
-        x, update, gate, weight, bias, shift, scale, total, out,
-        length, batch_stride(gate), batch_stride(shift, scale),
-        WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS,
-        HAS_UPDATE=update is not None, HAS_GATE=gate is not None, MODULATED=shift is not None,
-        num_warps=8,
+    _residual_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), batch)](
+        x, update, None, gate, weight, bias, shift, scale, total, out,
+        length, batch, batch_stride(gate), batch_stride(shift, scale),
+        WIDTH=width, EPS=NORM_EPS, **tile,
+        HAS_UPDATE=update is not None, HAS_CONSTANT=False, HAS_GATE=gate is not None, MODULATED=shift is not None,
     )  # fmt: skip
     return total, out
 

@@ -24,7 +24,6 @@ from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
 PARTIALS = 3  # S, A, dgate
-TILE = 4096  # values a forward program holds at once: 16 a thread
 PROGRAMS = 256  # aimed at: two for each multiprocessor, while partial sums stay a few percent of the traffic
 
 
@@ -144,25 +143,27 @@ def _residual_norm_reduce_kernel(
     tl.store(parameter_ptr + batch * WIDTH + target, s, mask=valid)
 
 
-def tile_shape(width: int) -> tuple[int, int]:
-    """(BLOCK, ROWS) of a tile whose rows are `width` values."""
+def tile_shape(width: int, rows: int, warps: int) -> dict[str, int]:
+    """Of a forward program: at least so many rows of `width` values, so that their sums overlap; of narrow rows more,
+    16 values a thread."""
     block = triton.next_power_of_2(width)
-    return block, min(16, max(1, TILE // block))
+    return {"BLOCK": block, "ROWS": min(16, max(rows, 512 * warps // block)), "num_warps": warps}
 
 
-def backward_tile(width: int, dtype: torch.dtype) -> tuple[int, int, int]:
-    """(BLOCK, ROWS, warps) of backward: its warps span a row, 16 bytes a thread, so that rows add up inside of threads.
+def backward_tile(width: int, dtype: torch.dtype) -> dict[str, int]:
+    """Of a backward program: its warps span a row, 16 bytes a thread, so that rows add up inside of threads."""
+    block, size = triton.next_power_of_2(width), dtype.itemsize
+    return {"BLOCK": block, "ROWS": size, "num_warps": min(2 * size, max(1, block * size // 512))}
 
-    16 values a thread again: few enough for two programs to share a multiprocessor's registers.
+
+def rows_per_program(batch: int, length: int, tile: dict[str, int], halves: int = 1) -> int:
+    """Rows each backward program adds up: a multiple of the tile's, from the shape alone so that every GPU sums alike.
+
+    As many programs as are resident at once: two on each multiprocessor, four where rows are short.
     """
-    block = triton.next_power_of_2(width)
-    return block, dtype.itemsize, min(16, max(1, block * dtype.itemsize // 512))
-
-
-def rows_per_program(batch: int, length: int, rows: int) -> int:
-    """Rows each backward program adds up: a multiple of `rows`, from the shape alone so that every GPU sums alike."""
-    wanted = triton.cdiv(batch * length, PROGRAMS)
-    return triton.cdiv(min(wanted, length), rows) * rows
+    programs = PROGRAMS * (2 if tile["BLOCK"] * halves <= 1024 else 1)
+    wanted = triton.cdiv(batch * length, programs)
+    return triton.cdiv(min(wanted, length), tile["ROWS"]) * tile["ROWS"]
 
 
 def batch_stride(*vectors: Tensor | None) -> int:
@@ -191,8 +192,8 @@ def residual_norm_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Gradients of x and of the update (B, L, D), of weight and bias (2, D), of shift, scale and gate (3, B, D)."""
     batch, length, width = total.shape
-    block, rows, warps = backward_tile(width, total.dtype)
-    per_program = rows_per_program(batch, length, rows)
+    tile = backward_tile(width, total.dtype)
+    per_program = rows_per_program(batch, length, tile)
     programs = triton.cdiv(length, per_program)
     dx, dupdate, _, dmodulation = _residual_norm_backward_fake(dsum, dout, total, update, gate, weight, bias, scale)
     parameters = torch.empty_like(dmodulation[:2])
@@ -201,8 +202,7 @@ def residual_norm_backward(
     _residual_norm_bwd_kernel[(programs, batch)](
         dsum, dout, total, update, gate, weight, scale, dx, dupdate, partial,
         length, batch_stride(gate), batch_stride(scale), per_program,
-        WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=dsum is not None, **flags,
-        num_warps=warps,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=dsum is not None, **flags, **tile,
     )  # fmt: skip
     _residual_norm_reduce_kernel[(triton.cdiv(width, 32), batch)](
         partial, weight, bias, scale, parameters, dmodulation, batch, programs, batch_stride(scale),

@@ -18,7 +18,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ezaudio.kernels import target
 from ezaudio.kernels.head_norm import (
+    head_rows,
+    head_strides,
+    head_unit,
     load_head,
     norm_rope_backward,
     pack,
@@ -56,6 +60,7 @@ def _attention_bwd_dq_kernel(
     v_batch: int,
     v_head: int,
     v_row: int,
+    UNIT: tl.constexpr,  # of the strides of q and v
     SCALE: tl.constexpr,
     E: tl.constexpr,
     MAIN: tl.constexpr,
@@ -92,7 +97,7 @@ def _attention_bwd_dq_kernel(
         key = start + tl.arange(0, BLOCK_K)
         valid = key < keys
         k_offset = (head * keys + key) * (MAIN + TAIL)
-        v_offset = batch * v_batch + in_batch * v_head + key.to(tl.int64) * v_row
+        v_offset = (batch * v_batch + in_batch * v_head) * UNIT + key.to(tl.int64) * (v_row * UNIT)
         k_main = load_head(k_ptr, k_offset, valid, 0, MAIN, MAIN)
         v_main = load_head(v_ptr, v_offset, valid, 0, MAIN, E)
         score = product(q_main, tl.trans(k_main), tl.zeros([BLOCK_Q, BLOCK_K], tl.float32))
@@ -109,7 +114,7 @@ def _attention_bwd_dq_kernel(
         dq_main = product(dscore, k_main, dq_main)
         if TAIL > 0:
             dq_tail = product(dscore, k_tail, dq_tail)
-    q_offset = batch * q_batch + in_batch * q_head + row.to(tl.int64) * q_row
+    q_offset = (batch * q_batch + in_batch * q_head) * UNIT + row.to(tl.int64) * (q_row * UNIT)
     program = head * tl.num_programs(0) + tl.program_id(0)
     norm_rope_backward(
         dq_main * (SCALE * LN_2), dq_tail * (SCALE * LN_2), q_ptr, q_offset, row, row_mask, weight_ptr, cos_ptr,
@@ -142,6 +147,7 @@ def _attention_bwd_dkv_kernel(
     v_batch: int,
     v_head: int,
     v_row: int,
+    UNIT: tl.constexpr,  # of the strides of k and v
     E: tl.constexpr,
     MAIN: tl.constexpr,
     TAIL: tl.constexpr,
@@ -156,7 +162,7 @@ def _attention_bwd_dkv_kernel(
     key = tl.program_id(0) * BLOCK_K + tl.arange(0, BLOCK_K)
     valid = key < keys
     packed_offset = (head * keys + key) * (MAIN + TAIL)
-    v_offset = batch * v_batch + in_batch * v_head + key.to(tl.int64) * v_row
+    v_offset = (batch * v_batch + in_batch * v_head) * UNIT + key.to(tl.int64) * (v_row * UNIT)
     k_main = load_head(packed_ptr, packed_offset, valid, 0, MAIN, MAIN)
     v_main = load_head(v_ptr, v_offset, valid, 0, MAIN, E)
     allowed = valid
@@ -200,7 +206,7 @@ def _attention_bwd_dkv_kernel(
     if TAIL > 0:
         store_head(dv_ptr, out_offset, valid, dv_tail, MAIN, TAIL, E)
     program = head * tl.num_programs(0) + tl.program_id(0)
-    k_offset = batch * k_batch + in_batch * k_head + key.to(tl.int64) * k_row
+    k_offset = (batch * k_batch + in_batch * k_head) * UNIT + key.to(tl.int64) * (k_row * UNIT)
     norm_rope_backward(
         dk_main * LN_2, dk_tail * LN_2, k_ptr, k_offset, key, valid, weight_ptr, cos_ptr, sin_ptr, dk_ptr, out_offset,
         partial_ptr + program * 2 * E, BLOCK_K, E, MAIN, TAIL, EPS, ROPE,
@@ -208,7 +214,7 @@ def _attention_bwd_dkv_kernel(
 
 
 def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]]:
-    """Tile sizes and warps of the two kernels: the largest that spill no registers on sm_80, sm_90 and sm_120.
+    """Tile sizes and warps of the two kernels, without spills: the fastest on an H100, and elsewhere like ones.
 
     float32 products have no tensor cores, so both their operands sit in registers. On sm_90 the 64 rows of a result
     are what a warpgroup product needs.
@@ -216,10 +222,11 @@ def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]
     if dtype == torch.float32:
         small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_stages": 1}
         return small | {"num_warps": 8}, small | {"num_warps": 4}
-    dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2}
-    if tail:
-        return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8, "num_stages": 2}
-    return dq, {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 2}
+    if tail and target.is_hopper():
+        both = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
+        return both, both
+    dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
+    return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8 if tail else 4, "num_stages": 2 if tail else 3}
 
 
 @torch.library.custom_op(
@@ -252,21 +259,23 @@ def _attention_backward(
     scale = math.log2(math.e) / math.sqrt(width)
     packed_q = pack(q, q_weight, q_bias, cos, sin, scale)
     packed_k, delta = pack(k, k_weight, k_bias, cos, sin), torch.empty_like(lse)
+    q, k, v = head_rows(q), head_rows(k), head_rows(v)
+    unit = head_unit(q, k, v)
     shape = {
-        "E": width, "MAIN": main, "TAIL": tail, "EPS": NORM_EPS, "ROPE": cos is not None,
+        "UNIT": unit, "E": width, "MAIN": main, "TAIL": tail, "EPS": NORM_EPS, "ROPE": cos is not None,
         "MASKED": key_mask is not None,
     }  # fmt: skip
     grid = triton.cdiv(length, dq_tile["BLOCK_Q"]), batch * heads
     partial_q = lse.new_empty((grid[0] * grid[1], 2, width))
     _attention_bwd_dq_kernel[grid](
         q, packed_q, packed_k, v, q_weight, cos, sin, key_mask, out, dout, lse, delta, dq, partial_q,
-        length, keys, heads, *q.stride()[:3], *v.stride()[:3], SCALE=scale, **shape, **dq_tile,
+        length, keys, heads, *head_strides(q, unit), *head_strides(v, unit), SCALE=scale, **shape, **dq_tile,
     )  # fmt: skip
     grid = triton.cdiv(keys, dkv_tile["BLOCK_K"]), batch * heads
     partial_k = lse.new_empty((grid[0] * grid[1], 2, width))
     _attention_bwd_dkv_kernel[grid](
         packed_q, k, packed_k, v, k_weight, cos, sin, key_mask, dout, lse, delta, dk, dv, partial_k,
-        length, keys, heads, *k.stride()[:3], *v.stride()[:3], **shape, **dkv_tile,
+        length, keys, heads, *head_strides(k, unit), *head_strides(v, unit), **shape, **dkv_tile,
     )  # fmt: skip
     return dq, dk, dv, partial_q.sum(0), partial_k.sum(0)
 

@@ -13,12 +13,12 @@ import torch
 import triton
 from torch import Tensor
 
-from ezaudio.kernels.adaln import _residual_norm_fwd_kernel
+from ezaudio.kernels.adaln import NORM_TILE, _residual_norm_fwd_kernel
 from ezaudio.kernels.adaln_backward import tile_shape
 from ezaudio.kernels.attention import attend_packed
 from ezaudio.kernels.head_norm import pack
 from ezaudio.kernels.reference import NORM_EPS
-from ezaudio.kernels.skip_norm import _skip_norm_fwd_kernel
+from ezaudio.kernels.skip_norm import SKIP_TILE, _skip_norm_fwd_kernel
 
 
 def norm(
@@ -28,11 +28,13 @@ def norm(
     dtype: torch.dtype,
     update: Tensor | None = None,
     gate: Tensor | None = None,
+    constant: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """x' = x + (1 − gate)·update and h = LN(x').
 
     Args:
         x, update: (R, L, D) contiguous. Without an update x' is x.
+        constant: (R − P, D) contiguous: the update of every token of the last rows, where `update` is (P, L, D).
         weight, bias: (D,) float32, contiguous.
         dtype: of h.
         gate: (D,) float32, contiguous; None adds the update whole.
@@ -41,13 +43,15 @@ def norm(
         x', h: (R, L, D), x' in float32 where there is an update.
     """
     rows, length, width = x.shape
-    block, tile = tile_shape(width)
+    tile = tile_shape(width, **NORM_TILE)
     total = x if update is None else torch.empty_like(x, dtype=torch.float32)
     out = torch.empty_like(x, dtype=dtype)
-    _residual_norm_fwd_kernel[(triton.cdiv(length, tile), rows)](
-        x, update, gate, weight, bias, None, None, total, out, length, 0, 0,
-        WIDTH=width, BLOCK=block, ROWS=tile, EPS=NORM_EPS,
-        HAS_UPDATE=update is not None, HAS_GATE=gate is not None, MODULATED=False, num_warps=8,
+    varied = rows if update is None else len(update)
+    assert varied + (0 if constant is None else len(constant)) == rows
+    _residual_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), rows)](
+        x, update, constant, gate, weight, bias, None, None, total, out, length, varied, 0, 0,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, HAS_CONSTANT=varied < rows,
+        HAS_GATE=gate is not None, MODULATED=False, **tile,
     )  # fmt: skip
     return total, out
 
@@ -64,11 +68,11 @@ def skip_norm(
     """LN([x + (1 − gate)·update, skip]): (R, L, D) each → (R, L, 2D) in dtype; weight, bias (2D,), gate (D,)."""
     assert (update is None) == (gate is None)
     rows, length, width = x.shape
-    block, tile = tile_shape(2 * width)
+    tile = tile_shape(width, **SKIP_TILE)
     out = x.new_empty((rows, length, 2 * width), dtype=dtype)
-    _skip_norm_fwd_kernel[(triton.cdiv(length, tile), rows)](
+    _skip_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), rows)](
         x, update, gate, skip, weight, bias, out, length, 0,
-        WIDTH=width, BLOCK=block // 2, ROWS=tile, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, **tile,
     )  # fmt: skip
     return out
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ezaudio.kernels.rounding import narrow
 
-BLOCK = 1024
+BLOCK, WARPS = 512, 2
 
 SQRT_HALF = tl.constexpr(0.7071067811865476)
 INVERSE_SQRT_TWO_PI = tl.constexpr(0.3989422804014327)
@@ -70,7 +70,7 @@ def _geglu(x: Tensor) -> Tensor:
     out = _geglu_fake(x)
     hidden = out.shape[-1]
     grid = (out.numel() // hidden, triton.cdiv(hidden, BLOCK))
-    _geglu_fwd_kernel[grid](x, out, HIDDEN=hidden, BLOCK=BLOCK, num_warps=4)
+    _geglu_fwd_kernel[grid](x, out, HIDDEN=hidden, BLOCK=BLOCK, num_warps=WARPS)
     return out
 
 
@@ -84,7 +84,7 @@ def _geglu_backward(dout: Tensor, x: Tensor) -> Tensor:
     dx = _geglu_backward_fake(dout, x)
     hidden = dout.shape[-1]
     grid = (dout.numel() // hidden, triton.cdiv(hidden, BLOCK))
-    _geglu_bwd_kernel[grid](dout, x, dx, HIDDEN=hidden, BLOCK=BLOCK, num_warps=4)
+    _geglu_bwd_kernel[grid](dout, x, dx, HIDDEN=hidden, BLOCK=BLOCK, num_warps=WARPS)
     return dx
 
 

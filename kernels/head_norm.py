@@ -12,6 +12,9 @@ on the order of columns, so packed keys are also what memory holds between kerne
 
 from __future__ import annotations
 
+import math
+
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -26,6 +29,32 @@ def tile_widths(head_width: int) -> tuple[int, int]:
     main = max(8, 1 << (half.bit_length() - 1))
     rest = max(0, half - main)
     return 2 * main, 2 * max(8, triton.next_power_of_2(rest)) if rest else 0
+
+
+def head_unit(*tensors: Tensor) -> int:
+    """The largest of 8, 4, 2, 1 that divides every stride of (B, H, L, E) tensors: kernels take strides in such units.
+
+    A head of 72 values starts at multiples of 8, which 16-byte loads need and 16, all that Triton sees of an integer,
+    does not divide.
+    """
+    strides = math.gcd(*(stride for tensor in tensors for stride in tensor.stride()[:3]))
+    return math.gcd(strides, 8)
+
+
+def head_rows(x: Tensor) -> Tensor:
+    """(B, H, L, E), last stride 1: x, or a copy of it where its rows start between those places.
+
+    Loads that are not wide are not pipelined either, and of a tail that is not ptxas 12.8 makes wrong code.
+    """
+    if x.data_ptr() % 16 == 0 and head_unit(x) % math.gcd(x.shape[3], 8) == 0:
+        return x
+    return x.clone(memory_format=torch.contiguous_format)
+
+
+def head_strides(x: Tensor, unit: int) -> tuple[int, int, int]:
+    """Of batch, head and row, in units."""
+    batch, head, row = (stride // unit for stride in x.stride()[:3])
+    return batch, head, row
 
 
 @triton.jit
@@ -230,6 +259,7 @@ def _norm_rope_fwd_kernel(
     batch_stride: int,
     head_stride: int,
     row_stride: int,
+    UNIT: tl.constexpr,  # of the strides
     SCALE: tl.constexpr,
     ROWS: tl.constexpr,
     E: tl.constexpr,
@@ -242,7 +272,7 @@ def _norm_rope_fwd_kernel(
     head = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_mask = row < length
-    offset = head // heads * batch_stride + head % heads * head_stride + row.to(tl.int64) * row_stride
+    offset = (head // heads * batch_stride + head % heads * head_stride) * UNIT + row.to(tl.int64) * (row_stride * UNIT)
     main, tail = norm_rope(
         x_ptr, offset, row, row_mask, weight_ptr, bias_ptr, cos_ptr, sin_ptr, ROWS, E, MAIN, TAIL, EPS, ROPE
     )
@@ -260,8 +290,10 @@ def pack(x: Tensor, weight: Tensor, bias: Tensor, cos: Tensor | None, sin: Tenso
     batch, heads, length, width = x.shape
     main, tail = tile_widths(width)
     out = x.new_empty((batch, heads, length, main + tail))
+    x = head_rows(x)
+    unit = head_unit(x)
     _norm_rope_fwd_kernel[(triton.cdiv(length, 64), batch * heads)](
-        x, weight, bias, cos, sin, out, length, heads, *x.stride()[:3],
+        x, weight, bias, cos, sin, out, length, heads, *head_strides(x, unit), UNIT=unit,
         SCALE=scale, ROWS=64, E=width, MAIN=main, TAIL=tail, EPS=NORM_EPS, ROPE=cos is not None, num_warps=4,
     )  # fmt: skip
     return out

@@ -25,6 +25,7 @@ from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
 PARTIALS = 5  # db and dw of both halves, dgate
+SKIP_TILE = {"rows": 2, "warps": 4}
 
 
 @triton.jit
@@ -174,11 +175,11 @@ def _skip_norm(
     x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor, bias: Tensor
 ) -> Tensor:
     batch, length, width = x.shape
-    block, rows = tile_shape(2 * width)
+    tile = tile_shape(width, **SKIP_TILE)
     out = _skip_norm_fake(x)
-    _skip_norm_fwd_kernel[(triton.cdiv(length, rows), batch)](
+    _skip_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), batch)](
         x, update, gate, skip, weight, bias, out, length, batch_stride(gate),
-        WIDTH=width, BLOCK=block // 2, ROWS=rows, EPS=NORM_EPS, HAS_UPDATE=update is not None, num_warps=8,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, **tile,
     )  # fmt: skip
     return out
 
@@ -198,16 +199,16 @@ def _skip_norm_backward(
     dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     batch, length, width = x.shape
-    block, rows, warps = backward_tile(width, x.dtype)
-    rows //= 2  # each has two halves
-    per_program = rows_per_program(batch, length, rows)
+    tile = backward_tile(width, x.dtype)
+    if tile["BLOCK"] > 1024:
+        tile["num_warps"] *= 2  # each row has two halves
+    per_program = rows_per_program(batch, length, tile, halves=2)
     programs = triton.cdiv(length, per_program)
     dx, dupdate, dskip, _ = _skip_norm_backward_fake(dout, x, update, gate, skip, weight)
     partial = x.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
     _skip_norm_bwd_kernel[(programs, batch)](
         dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, batch_stride(gate), per_program,
-        WIDTH=width, BLOCK=block, ROWS=rows, EPS=NORM_EPS, STAGES=2 if x.dtype == torch.float32 else 3,
-        HAS_UPDATE=update is not None, num_warps=warps,
+        WIDTH=width, EPS=NORM_EPS, STAGES=2 if x.dtype == torch.float32 else 3, HAS_UPDATE=update is not None, **tile,
     )  # fmt: skip
     return dx, dupdate, dskip, partial.sum(1)
 

@@ -66,6 +66,13 @@ class Recorder:
         self.launches[str((kernel.__name__, *launch[1:]))] = launch
 
 
+def use_target(capability: int) -> None:
+    """Let operators choose tiles as on such a GPU."""
+    from ezaudio.kernels import target
+
+    target.is_hopper = lambda: capability == 90  # type: ignore[assignment]
+
+
 def caught_launches() -> Iterator[Launch]:
     recorder = Recorder()
 
@@ -86,6 +93,10 @@ def run_operators() -> None:
     run_attention(1152, torch.bfloat16)
     run_attention(1024, torch.float16)
     run_attention(1152, torch.float32)
+    for head_width in (20, 36, 40, 96):  # of other models: tiles of other widths, rows that 16 bytes do not divide
+        run_attention(HEADS * head_width, torch.bfloat16)
+    run_attention(1152, torch.float16, 512, 64)
+    run_attention(1024, torch.bfloat16, 512, 64)
     run_norms(1152, torch.bfloat16)
     run_norms(1024, torch.float32, all_forms=False)
     run_norms(1024, torch.bfloat16, all_forms=False)
@@ -107,6 +118,7 @@ def run_folded(width: int, dtype: torch.dtype) -> None:
     folded.norm(stream, weight, bias, dtype, update, gate)
     folded.norm(update, weight, bias, dtype, update, gate)
     folded.norm(stream, weight, bias, dtype, update)
+    folded.norm(stream, weight, bias, dtype, update[:1], constant=update[0, :1])
     folded.norm(stream, weight, bias, torch.float32, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype)
@@ -119,7 +131,7 @@ def run_folded(width: int, dtype: torch.dtype) -> None:
     folded.attend(q, folded.pack_keys(text, affine), text, affine, key_mask=mask)
 
 
-def run_attention(width: int, dtype: torch.dtype) -> None:
+def run_attention(width: int, dtype: torch.dtype, frames: int = FRAMES, tokens: int = TOKENS) -> None:
     from ezaudio.kernels import reference as ops
     from ezaudio.kernels.attention import qk_norm_attention
 
@@ -128,11 +140,11 @@ def run_attention(width: int, dtype: torch.dtype) -> None:
 
     e = width // HEADS
     norm = torch.empty(e, requires_grad=True), torch.empty(e, requires_grad=True)
-    q, rope = heads(FRAMES), ops.rope_tables(FRAMES, e)
-    mask = torch.empty(BATCH, TOKENS, dtype=torch.bool)
+    q, rope = heads(frames), ops.rope_tables(frames, e)
+    mask = torch.empty(BATCH, tokens, dtype=torch.bool)
     for out in (
-        qk_norm_attention(q, heads(FRAMES), heads(FRAMES), norm, norm, rope=rope),
-        qk_norm_attention(q, heads(TOKENS), heads(TOKENS), norm, norm, key_mask=mask),
+        qk_norm_attention(q, heads(frames), heads(frames), norm, norm, rope=rope),
+        qk_norm_attention(q, heads(tokens), heads(tokens), norm, norm, key_mask=mask),
     ):
         out.backward(torch.empty_like(out))
 
@@ -183,6 +195,37 @@ def run_rest() -> None:
     sampler_step(latent, latent, row, noise=latent)
 
 
+def unset_registers(cubin: bytes) -> list[str]:
+    """Instructions that read a uniform register which none before them wrote.
+
+    ptxas 12.8 does so where two warpgroup products share an operand's address and differ in its swizzle: their
+    descriptors are garbage, and what they give is wrong or a fault, though nothing is wrong with the PTX.
+    """
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [TOOLS / "nvdisasm", "--print-code", file.name]
+        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    written: set[int] = set()
+    found = []
+    for match in re.finditer(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+) ?(.*?)\s*;", listing):
+        operation, operands = match[1], re.split(r",\s*(?![^\[]*\])", match[2])
+        if operation.startswith("HGMMA"):  # a descriptor of B is the second pair, the first is A's where A is in memory
+            first = 2 if re.fullmatch(r"R\d+\S*", operands[1]) else 0
+            described = [int(number) for number in re.findall(r"gdesc\[UR(\d+)\]", match[2])]
+            read = {number + index for number in described for index in range(first, 4)}
+        else:
+            target = re.fullmatch(r"UR(\d+)", operands[0])
+            read = {int(number) for number in re.findall(r"\bUR(\d+)\b", ",".join(operands[1 if target else 0 :]))}
+        if read - written:
+            found.append(f"{operation} {match[2]}")
+        written |= read
+        if not operation.startswith("HGMMA") and target:
+            width = 2 if ".64" in operation or ".WIDE" in operation else 1
+            written |= {int(target[1]) + index for index in range(width)}
+    return found
+
+
 def assembler_report(ptx: str, capability: int) -> str:
     """What ptxas says of registers and spills. cuobjdump gives only the stack frame, which holds other things too."""
     tool = TOOLS / ("ptxas-blackwell" if capability >= 100 else "ptxas")
@@ -210,11 +253,13 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
+        "unset": unset_registers(compiled.asm["cubin"]) if capability == 90 else [],
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
     }
 
 
 if __name__ == "__main__":
+    use_target(int(sys.argv[1]))
     for caught in caught_launches():
         sys.stdout.write(json.dumps(compile_launch(caught, int(sys.argv[1]))) + "\n")
         sys.stdout.flush()

@@ -89,7 +89,9 @@ def test_flops_are_those_pytorch_counts(gpu: ModuleType, model: str) -> None:
 
 
 def arguments(gpu: ModuleType, output: Path, **changes: Any) -> argparse.Namespace:
-    return argparse.Namespace(dry_run=True, official=None, seconds=gpu.TOTAL_S, output=output, **changes)
+    return argparse.Namespace(
+        dry_run=True, official=None, models={"xl", "l"}, seconds=gpu.TOTAL_S, output=output, **changes
+    )
 
 
 def test_a_section_that_takes_too_long_is_ended(gpu: ModuleType, tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
 
 def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(adaln_backward, "PROGRAMS", 3)
-    assert adaln_backward.backward_tile(20, torch.float32) == (32, 4, 1)
-    assert adaln_backward.rows_per_program(2, 37, 4) == 28
+    tile = adaln_backward.backward_tile(20, torch.float32)
+    assert tile == {"BLOCK": 32, "ROWS": 4, "num_warps": 1}
+    assert adaln_backward.rows_per_program(2, 37, tile) == 16
     assert fails("gated-modulated", SHAPES["many-programs"], torch.float32) == {}
 
 

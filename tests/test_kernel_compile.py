@@ -34,9 +34,11 @@ def test_kernels_compile(capability: int, tmp_path: Path) -> None:
     kernels = Counter(row["kernel"] for row in rows)
     assert len(kernels) == 15, kernels
     for row in rows:
-        assert row["spilled_bytes"] == 0, row
+        if row["constants"].get("E") in (None, 64, 72):  # those of L and XL
+            assert row["spilled_bytes"] == 0, row
         assert row["shared_bytes"] <= SHARED_LIMIT[capability], row
         assert row["atomics"] == 0, row
+        assert not row["unset"], row
         if row["kernel"] in BANDWIDTH_BOUND:
             assert row["scalar_loads"] == 0, row  # every load is of 16 bytes
         if row["kernel"] in PRODUCTS and ("*bf16" in row["dtypes"] or "*fp16" in row["dtypes"]):

@@ -54,6 +54,10 @@ def test_norms_keep_the_stream_in_float32(dtype: torch.dtype) -> None:
     assert error(whole, 2 * update.double()) == 0
     same, _ = folded.norm(x, weight, bias, dtype)
     assert same is x
+    spread = torch.cat([update[:1], update[1:, 3:4].expand(1, 5, 24)])
+    expected = folded.norm(x, weight, bias, dtype, spread, gate)
+    for got, exact in zip(folded.norm(x, weight, bias, dtype, update[:1], gate, update[1:, 3]), expected, strict=True):
+        assert torch.equal(got, exact)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)

@@ -60,6 +60,9 @@ class AutoencoderTask:
     def to(self, device: torch.device) -> None:
         self._spectral.to(device)
 
+    def record(self) -> bool:
+        return False
+
     def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
         vae, discriminators = self.networks["vae"], self.networks["discriminators"]
         assert isinstance(vae, AutoencoderOobleck)

@@ -150,6 +150,7 @@ class LatentDiffusionTask:
         self.schedules = {"dit": schedule}
         self.sample_rate = encoders.config.vae.sample_rate
         self._on_publish = on_publish
+        self._tokens = 0  # at least so many, padded
         self._alphas = torch.from_numpy(alphas_cumprod(encoders.config.diffusion)).float()
         if not stage.with_text:
             for parameter in dit.text_parameters():
@@ -159,9 +160,14 @@ class LatentDiffusionTask:
         self.encoders.to(device)
         self._alphas = self._alphas.to(device)
 
+    def record(self) -> bool:
+        self._tokens = self.encoders.config.text.max_tokens
+        return True
+
     def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
         stage = self.stage
         latents, *text = self._inputs(batch, generator)
+        text = [padded(x, self._tokens) for x in text]
         mask = generation_mask(
             len(latents), latents.shape[2], stage.partly_masked, stage.mask_ratio, stage.mask_span, generator
         )
@@ -195,6 +201,13 @@ class LatentDiffusionTask:
     def publish(self, folder: Path) -> None:
         write_safetensors(folder / "dit.safetensors", self._dit, torch.float32)
         self._on_publish(folder)
+
+
+def padded(text: Tensor | None, tokens: int) -> Tensor | None:
+    """Text states, ids or their mask (B, S, …) with zeros up to that many tokens; a mask says False of those."""
+    if text is None or text.shape[1] >= tokens:
+        return text
+    return F.pad(text, (0, 0) * (text.ndim - 2) + (0, tokens - text.shape[1]))
 
 
 class TextToLatents(nn.Module):
@@ -262,6 +275,9 @@ class ControlNetTask:
         self.encoders.to(device)
         self.dit.to(device)
         self._alphas = self._alphas.to(device)
+
+    def record(self) -> bool:
+        return False
 
     def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
         stage = self.stage

@@ -26,6 +26,7 @@ from ezaudio.training import checkpoint as checkpoints
 from ezaudio.training.checkpoint import Arrays, Checkpoint
 from ezaudio.training.journal import Journal
 from ezaudio.training.optimizers import TIMES, optimizers
+from ezaudio.training.recorded import Recorded
 from ezaudio.training.settings import RunSettings, Schedule, check_same
 
 if TYPE_CHECKING:
@@ -63,6 +64,9 @@ class Task(Protocol):
 
     def to(self, device: torch.device) -> None:
         """Move what is not trained."""
+
+    def record(self) -> bool:
+        """Keep the shapes of what networks are called with from now on, for CUDA graphs. False: they cannot be."""
 
     def losses(self, networks: dict[str, nn.Module], batch: Any, generator: torch.Generator) -> Iterator[Losses]:
         """One for every network, in the order of their updates; the next is asked for after the update.
@@ -137,8 +141,17 @@ class Trainer:
         }
         self._resume()
         prepare = self._accelerator.prepare
-        self._networks = {name: prepare(network) for name, network in task.networks.items()}
+        self._recorded = self._can_record() and task.record()
+        self._networks = {
+            name: prepare(Recorded(network) if self._recorded else network) for name, network in task.networks.items()
+        }
         self._prepared = {name: [prepare(each) for each in parts] for name, parts in self._optimizers.items()}
+
+    def _can_record(self) -> bool:
+        """With fused operators a host is slower than its GPU. Recorded gradients must not be accumulated."""
+        run, alone = self.run, self._accelerator.num_processes == 1
+        once = run.accumulation == 1 and not run.gradient_checkpointing
+        return run.fused and self._device.type == "cuda" and alone and once
 
     def train(self, dataset: Any, collate: Any, on_batch: Callable[[Any], None] = lambda batch: None) -> None:
         """Run all steps that are left, then publish.
@@ -196,7 +209,8 @@ class Trainer:
             batch_sampler=Numbers(self.run, self.step, *place),
             num_workers=self._workers,
             collate_fn=collate,
-            pin_memory=self._device.type == "cuda",
+            # Its thread would allocate while a graph is recorded.
+            pin_memory=self._device.type == "cuda" and not self._recorded,
         )
         return iter(loader)
 

@@ -29,13 +29,18 @@ DRAWS_ON_DEVICE = True
 
 
 class Tokens(NamedTuple):
-    """x + (1 − gate)·update, not added yet: x, update (R, L, D), gate (D,) float32; or x alone."""
+    """x + (1 − gate)·update, not added yet: x, update (R, L, D), gate (D,) float32; or x alone.
+
+    With `constant` (R − P, D), what is added to every token of the last rows, the update is (P, L, D).
+    """
 
     x: Tensor
     update: Tensor | None = None
     gate: Tensor | None = None
+    constant: Tensor | None = None
 
     def added(self) -> Tensor:
+        assert self.constant is None  # a block ends with its MLP
         x = self.x.float()
         if self.update is None:
             return x
@@ -49,7 +54,7 @@ def linear(product: Product, x: Tensor) -> Tensor:
 
 def norm(tokens: Tokens, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The tokens added up, and their norm for a product in dtype, (R, L, D) each."""
-    return folded.norm(tokens.x, weight, bias, dtype, tokens.update, tokens.gate)
+    return folded.norm(tokens.x, weight, bias, dtype, tokens.update, tokens.gate, tokens.constant)
 
 
 def condition(graph: ConditionerGraph, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -101,21 +106,10 @@ def attend_self(attention: SelfAttention, h: Tensor, rope: tuple[Tensor, Tensor]
     return linear(attention.proj, folded.attend(q, packed, v, _affine(attention.norm_q), rope))
 
 
-def attend_cross(
-    attention: CrossAttention, h: Tensor, packed: Tensor, values: Tensor, key_mask: Tensor, constant: Tensor
-) -> Tensor:
-    """`CrossAttention.forward` for the first rows of h, the constant for the others: (R, L, D)."""
-    prompted = h[: values.shape[0]]
-    q = ops.split_heads(linear(attention.q, prompted), attention.num_heads)
-    attended = folded.attend(q, packed, values, _affine(attention.norm_q), key_mask=key_mask)
-    if len(h) == len(prompted):
-        return linear(attention.proj, attended)
-    update = torch.empty_like(h)
-    proj = attention.proj
-    assert proj.bias is not None
-    torch.addmm(proj.bias, attended.flatten(0, 1), proj.weight, out=update[: len(prompted)].flatten(0, 1))
-    update[len(prompted) :] = constant[:, None]
-    return update
+def attend_cross(attention: CrossAttention, h: Tensor, packed: Tensor, values: Tensor, key_mask: Tensor) -> Tensor:
+    """`CrossAttention.forward` for those rows of h that there are keys for, the first: (P, L, D)."""
+    q = ops.split_heads(linear(attention.q, h[: len(values)]), attention.num_heads)
+    return linear(attention.proj, folded.attend(q, packed, values, _affine(attention.norm_q), key_mask=key_mask))
 
 
 def mlp(part: MLP, h: Tensor) -> Tensor:
@@ -140,9 +134,9 @@ def run_block(
         given["cross_keys"][number],
         given["cross_values"][number],
         given["context_mask"],
-        given["cross_constant"][number],
     )
-    x, h = norm(Tokens(x, crossed), weight_mlp, bias_mlp, dtype)
+    constant = given["cross_constant"][number] if len(crossed) < len(h) else None
+    x, h = norm(Tokens(x, crossed, constant=constant), weight_mlp, bias_mlp, dtype)
     return entered, Tokens(x, mlp(block.mlp, h), gate_mlp)
 
 
