@@ -110,7 +110,7 @@ def clips(rig: Rig, model: str, emit: Emit) -> None:
     """G1, G2, G3, G5, G6, G10 of one model in fp16."""
     config = preset(model)
     before = used_bytes(rig)
-    graphs = random_graphs(config, controlnet=False)
+    graphs = random_graphs(config, device=rig.device)
     sessions = open_sessions(graphs, config, rig, "fp16")
     with torch.inference_mode():
         text, empty = encode(sessions, PROMPT_IDS), encode(sessions, EMPTY_IDS)

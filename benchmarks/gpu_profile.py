@@ -35,7 +35,7 @@ STEPS = 5
 def calls(model: str, batch: int) -> Iterator[tuple[str, int, Callable[[], object]]]:
     """What is profiled: its title, by how many its times are divided, and the call."""
     config = preset(model)
-    sessions = open_sessions(random_graphs(config, controlnet=False), config, GPU, "fp16")
+    sessions = open_sessions(random_graphs(config, device=GPU.device), config, GPU, "fp16")
     with torch.inference_mode():
         text, empty = encode(sessions, PROMPT_IDS), encode(sessions, EMPTY_IDS)
     plan = solver_plan("ddim", STEPS, 1.0, config.diffusion)

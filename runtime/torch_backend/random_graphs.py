@@ -17,12 +17,17 @@ from ezaudio.runtime.torch_backend.modules import graphs_of
 from ezaudio.vae import AutoencoderOobleck
 
 
-def random_graphs(config: EzAudioConfig, seed: int = 0, controlnet: bool = False) -> dict[str, Graph]:
-    """All graphs of a system on the CPU, in float32. XL with its text encoder takes 9 GB."""
+def random_graphs(
+    config: EzAudioConfig, seed: int = 0, controlnet: bool = False, device: str = "cpu"
+) -> dict[str, Graph]:
+    """All graphs of a system on the CPU, in float32. XL with its text encoder takes 9 GB.
+
+    device: where they are drawn; a GPU does it in a moment, and draws others.
+    """
 
     def filled(module: nn.Module, part: str) -> nn.Module:
-        fill_randomly(module, seed, part)
-        return module.eval()
+        fill_randomly(module, seed, part, device)
+        return module.cpu().eval()
 
     with torch.device("meta"):
         dit, vae = MaskDiT(config.dit), AutoencoderOobleck(config.vae)
@@ -31,15 +36,15 @@ def random_graphs(config: EzAudioConfig, seed: int = 0, controlnet: bool = False
     filled(vae, "vae")
     if control is not None:
         filled(control, "controlnet")
-    return graphs_of(config, dit, vae.fold_weight_norm(), random_text_weights(config, seed), control)
+    return graphs_of(config, dit, vae.fold_weight_norm(), random_text_weights(config, seed, device), control)
 
 
-def random_text_weights(config: EzAudioConfig, seed: int) -> dict[str, Tensor]:
+def random_text_weights(config: EzAudioConfig, seed: int, device: str) -> dict[str, Tensor]:
     """Of the text encoder, under which its states keep their size; queries are small since T5 does not scale scores."""
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator(device).manual_seed(seed)
     weights = {}
     for name, shape in ((name, meta.shape) for name, meta in no_weights(config.text).items()):
-        values = torch.randn(shape, generator=generator)
+        values = torch.randn(shape, generator=generator, device=device).cpu()
         if name.endswith("layer_norm.weight"):
             weights[name] = 1 + 0.1 * values
         elif name in ("shared.weight", "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"):
