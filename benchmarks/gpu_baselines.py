@@ -206,18 +206,17 @@ def official_dit(checkout: Path, config: EzAudioConfig, dit: MaskDiT) -> torch.n
 
 
 def training(rig: Rig, model: str, emit: Emit) -> None:
-    """G9: a step of AdamW under bf16 autocast; the same model takes both paths in turn, the fused one recorded."""
+    """G9: a step of AdamW under bf16 autocast; the same model takes each path in turn."""
     config = preset(model)
     dit = random_dit(config, rig).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, **({"fused": True} if rig.measures else {}))
     batch = training_batch(rig, config)
 
-    networks: dict[str, nn.Module] = {"eager": dit, "fused": Recorded(dit)}
-    networks["fused"].train()
+    networks: dict[str, nn.Module] = {"eager": dit, "fused": dit, "recorded": Recorded(dit).train()}
 
     def step(side: str) -> float:
         optimizer.zero_grad(set_to_none=True)
-        loss = training_loss(rig, dit, networks[side], batch, side == "fused")
+        loss = training_loss(rig, dit, networks[side], batch, side != "eager")
         loss.backward()
         optimizer.step()
         settle(rig.device)
@@ -233,19 +232,22 @@ def training(rig: Rig, model: str, emit: Emit) -> None:
         step(side)
         return torch.cuda.max_memory_reserved() / 1e9
 
-    with guarded(emit, "G9", model, "time", "peak memory"):
-        peaks = {"eager": peak("eager")}  # before there is a graph
-        checked = same_training(rig, dit, networks, batch)
-        optimizer.zero_grad(set_to_none=True)
-        peaks["fused"] = peak("fused")
-        timing = interleave({side: partial(step, side) for side in networks}, rig.rounds)
-        fused_ms, eager_ms = (1e3 * timing.median(side) for side in ("fused", "eager"))
-        each = f"{rig.train_batch / fused_ms * 1e3:.1f} clips/s"
-        note = f"{eager_ms:.0f} ÷ {fused_ms:.0f} ms, {each} of 10 s, batch {rig.train_batch}, bf16 autocast; {checked}"
-        emit(row("G9", model, "time", value=timing.ratio("eager", "fused"), unit="ratio", note=note))
-        change = spread([peaks["fused"] / peaks["eager"] - 1])
-        note = f"{peaks['eager']:.1f} → {peaks['fused']:.1f} GB with weights, gradients and optimizer"
-        emit(row("G9", model, "peak memory", value=change, unit="change", note=note))
+    peaks = {}
+    for side, suffix in (("fused", ""), ("recorded", ", recorded")):
+        with guarded(emit, "G9", model, f"time{suffix}", f"peak memory{suffix}"):
+            if "eager" not in peaks:
+                peaks["eager"] = peak("eager")  # before there is a graph
+            checked = same_training(rig, dit, networks, side, batch)
+            optimizer.zero_grad(set_to_none=True)
+            peaks[side] = peak(side)
+            timing = interleave({name: partial(step, name) for name in ("eager", side)}, rig.rounds)
+            ms, eager_ms = (1e3 * timing.median(name) for name in (side, "eager"))
+            clips = f"{rig.train_batch / ms * 1e3:.1f} clips/s of 10 s, batch {rig.train_batch}, bf16 autocast"
+            note = f"{eager_ms:.0f} ÷ {ms:.0f} ms, {clips}; {checked}"
+            emit(row("G9", model, f"time{suffix}", value=timing.ratio("eager", side), unit="ratio", note=note))
+            change = spread([peaks[side] / peaks["eager"] - 1])
+            note = f"{peaks['eager']:.1f} → {peaks[side]:.1f} GB with weights, gradients and optimizer"
+            emit(row("G9", model, f"peak memory{suffix}", value=change, unit="change", note=note))
 
 
 def training_batch(rig: Rig, config: EzAudioConfig) -> dict[str, Tensor]:
@@ -279,12 +281,12 @@ def training_loss(rig: Rig, dit: MaskDiT, network: nn.Module, batch: dict[str, T
     return (out.float() - batch["target"]).square().mean()
 
 
-def same_training(rig: Rig, dit: MaskDiT, networks: dict[str, nn.Module], batch: dict[str, Tensor]) -> str:
-    """Loss and gradients of both paths, compared before anything is timed."""
+def same_training(rig: Rig, dit: MaskDiT, networks: dict[str, nn.Module], side: str, batch: dict[str, Tensor]) -> str:
+    """Loss and gradients of a path and of eager's, compared before anything is timed."""
     losses, gradients = [], []
-    for side in ("eager", "fused"):
+    for path_name in ("eager", side):
         dit.zero_grad(set_to_none=True)
-        loss = training_loss(rig, dit, networks[side], batch, side == "fused")
+        loss = training_loss(rig, dit, networks[path_name], batch, path_name != "eager")
         loss.backward()
         losses.append(float(loss.detach()))
         gradients.append([p.grad.detach().clone() for p in dit.parameters() if p.grad is not None])

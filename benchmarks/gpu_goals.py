@@ -52,7 +52,7 @@ PLAN: list[tuple[str, str, str]] = [
     ),
     *(("G8", model, f"{kind}-attention, both") for model in ("xl", "l") for kind in ("self", "cross")),
     *(("G8", "xl", f"{kind}-attention, forward") for kind in ("self", "cross")),
-    *(("G9", "l", what) for what in ("time", "peak memory")),
+    *(("G9", "l", f"{what}{how}") for how in ("", ", recorded") for what in ("time", "peak memory")),
     ("G10", "xl", "resident"),
     *(("G11", "xl", precision) for precision in ("fp16", "bf16", "int8")),
 ]

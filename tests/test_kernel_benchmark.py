@@ -45,3 +45,15 @@ def test_its_check_passes_the_operators_and_fails_others() -> None:
         [sys.executable, "-c", CHECK], cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
+def test_tiles_takes_candidates_in_turn() -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    command = [sys.executable, SCRIPT.with_name("tiles.py"), "--dry-run", "--models", "l"]
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = run.stdout.splitlines()
+    assert len(rows) == 10
+    assert all("µs" in row for row in rows), run.stdout

@@ -446,6 +446,7 @@ def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:
     fails(run("vae", *command(data, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
     if not torch.cuda.is_available():
         fails(run("stage1", *command(data, tmp_path / "a", *few, "--fused")), "--fused needs a GPU")
+        fails(run("stage1", *command(data, tmp_path / "a", *few, "--recorded")), "recorded steps need a GPU")
         fails(run("stage1", *command(data, tmp_path / "a", *few, "--precision", "fp16")), "fp16 training needs a GPU")
     assert not (tmp_path / "a").exists()
 

@@ -53,10 +53,10 @@ def test_on_a_gpu_recorded_steps_are_those_of_the_network(with_text: bool) -> No
     assert history(recorded, other, with_text, lengths) == pytest.approx(
         history(model, model, with_text, lengths), rel=1e-5
     )
-    assert len(recorded._recorded) == 2
+    assert len(recorded._recordings) == 2
     longer = [50 + n for n in range(MAX_SHAPES)]
     assert all(loss > 0 for loss in history(recorded, other, with_text, longer))
-    assert len(recorded._recorded) == MAX_SHAPES
+    assert len(recorded._recordings) == MAX_SHAPES
 
 
 @pytest.mark.skipif(DEVICE == "cuda", reason="says what happens without a GPU")
@@ -65,7 +65,7 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
     other = copy.deepcopy(model)
     recorded = Recorded(other).train()
     assert history(recorded, other, True, [6, 6]) == history(model, model, True, [6, 6])
-    assert recorded._recorded == {}
+    assert recorded._recordings == {}
 
 
 def test_padding_of_text() -> None:

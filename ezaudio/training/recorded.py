@@ -10,8 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 
 MAX_SHAPES = 4  # each has a graph's memory of its own for what goes in and out
+WARM_UPS = 3
 
 
 class Recorded(nn.Module):
@@ -27,44 +29,81 @@ class Recorded(nn.Module):
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
         self.network = network
-        self._recorded: dict[Any, nn.Module] = {}
+        self._recordings: dict[Any, _Recording] = {}
         self._pool: Any = None
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
-        given = [x for x in inputs if x is not None]
-        if not (given[0].is_cuda and self.training and torch.is_grad_enabled()):
+        first = next(x for x in inputs if x is not None)
+        if not (first.is_cuda and self.training and torch.is_grad_enabled()):
             return self.network(*inputs)
-        key = tuple(None if x is None else (tuple(x.shape), x.dtype, x.requires_grad) for x in inputs)
-        if key not in self._recorded:
-            if len(self._recorded) == MAX_SHAPES:
+        key = tuple(None if x is None else (x.shape, x.dtype) for x in inputs)
+        if key not in self._recordings:
+            if len(self._recordings) == MAX_SHAPES:
                 return self.network(*inputs)
-            self._recorded[key] = self._record(inputs)
-        return self._recorded[key](*given)
+            if self._pool is None:
+                self._pool = torch.cuda.graph_pool_handle()
+            self._recordings[key] = _Recording(self.network, inputs, self._pool)
+        recording = self._recordings[key]
+        return _Replay.apply(recording, inputs, *recording.parameters)
 
-    def _record(self, inputs: tuple[Tensor | None, ...]) -> nn.Module:
-        if self._pool is None:
-            self._pool = torch.cuda.graph_pool_handle()
-        given = tuple(x.detach().clone().requires_grad_(x.requires_grad) for x in inputs if x is not None)
-        absent = [x is None for x in inputs]
+
+class _Recording:
+    """Both graphs of a network for inputs of these shapes.
+
+    The weights are recorded as leaves of their own on the same memory: those of the network belong to the stream of
+    whatever used them before, which a recording must not wait for.
+    """
+
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor | None, ...], pool: Any) -> None:
+        named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
+        self.parameters = tuple(named.values())
+        self.inputs = tuple(None if x is None else x.detach().clone() for x in inputs)
+        leaves = {name: parameter.detach().requires_grad_() for name, parameter in named.items()}
         # What autocast keeps between uses of a weight would be of the step that was recorded.
         autocast = torch.autocast(
             "cuda", torch.get_autocast_dtype("cuda"), torch.is_autocast_enabled("cuda"), cache_enabled=False
         )
-        with autocast:
-            recorded = torch.cuda.make_graphed_callables(
-                _Present(self.network, absent).train(), given, allow_unused_input=True, pool=self._pool
-            )
-        assert isinstance(recorded, nn.Module)
-        return recorded
+
+        def forward() -> Tensor:
+            with autocast:
+                return functional_call(network, leaves, self.inputs)
+
+        def backward(output: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
+            return torch.autograd.grad(output, tuple(leaves.values()), gradient, allow_unused=True)
+
+        stream = torch.cuda.Stream()
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(WARM_UPS):  # kernels compile, libraries take their workspace
+                output = forward()
+                backward(output, torch.zeros_like(output))
+                del output
+        torch.cuda.current_stream().wait_stream(stream)
+        # Other threads may use the device meanwhile.
+        how: dict[str, Any] = {"pool": pool, "stream": stream, "capture_error_mode": "thread_local"}
+        self.forward, self.backward = torch.cuda.CUDAGraph(), torch.cuda.CUDAGraph()
+        with torch.cuda.graph(self.forward, **how):
+            output = forward()
+        self.gradient = torch.zeros_like(output)
+        with torch.cuda.graph(self.backward, **how):
+            self.gradients = backward(output, self.gradient)
+        self.output = output.detach()
 
 
-class _Present(nn.Module):
-    """The network as a function of those inputs that are not None."""
+class _Replay(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, recording: _Recording, inputs: tuple[Tensor | None, ...], *parameters: Tensor) -> Tensor:
+        ctx.recording = recording
+        for own, given in zip(recording.inputs, inputs, strict=True):
+            if own is not None and given is not None:
+                own.copy_(given)
+        recording.forward.replay()
+        return recording.output.detach()
 
-    def __init__(self, network: nn.Module, absent: list[bool]) -> None:
-        super().__init__()
-        self.network, self._absent = network, absent
-
-    def forward(self, *given: Tensor) -> Tensor:
-        tensors = iter(given)
-        return self.network(*(None if gone else next(tensors) for gone in self._absent))
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        recording: _Recording = ctx.recording
+        recording.gradient.copy_(gradient)
+        recording.backward.replay()
+        return None, None, *(None if g is None else g.detach() for g in recording.gradients)

@@ -57,6 +57,7 @@ class RunSettings:
         optimizer: "muon" gives the matrices of transformer blocks orthogonalised momentum, see `optimizers`.
         gradient_checkpointing: recompute activations in the backward pass; a third slower, and far less memory.
         fused: Triton operators, see `MaskDiT.fuse`.
+        recorded: the transformer's steps as CUDA graphs, see `recorded.Recorded`.
         save_every, sample_every: steps between checkpoints, and between sounds made to listen to; 0: never.
         keep: checkpoints that stay.
         clip_s: length of the training clips.
@@ -70,6 +71,7 @@ class RunSettings:
     optimizer: Optimizer = "adamw"
     gradient_checkpointing: bool = False
     fused: bool = False
+    recorded: bool = False
     ema_decay: float = 0.9999
     clip_norm: float = 1.0
     betas: tuple[float, float] = (0.9, 0.999)
@@ -205,7 +207,9 @@ def changed(run: RunSettings, given: dict[str, Any]) -> RunSettings:
 
 
 # What may differ between a run and the command that continues it.
-FREE = frozenset(("num_steps", "log_every", "save_every", "sample_every", "keep", "gradient_checkpointing", "fused"))
+FREE = frozenset(
+    ("num_steps", "log_every", "save_every", "sample_every", "keep", "gradient_checkpointing", "fused", "recorded")
+)
 
 
 def check_same(stored: dict[str, Any], settings: dict[str, Any]) -> None:

@@ -141,17 +141,23 @@ class Trainer:
         }
         self._resume()
         prepare = self._accelerator.prepare
-        self._recorded = self._can_record() and task.record()
+        self._recorded = self._can_record()
+        if self._recorded and not task.record():
+            raise InputError("only the stages of the transformer can be recorded: leave --recorded out")
         self._networks = {
             name: prepare(Recorded(network) if self._recorded else network) for name, network in task.networks.items()
         }
         self._prepared = {name: [prepare(each) for each in parts] for name, parts in self._optimizers.items()}
 
     def _can_record(self) -> bool:
-        """With fused operators a host is slower than its GPU. Recorded gradients must not be accumulated."""
-        run, alone = self.run, self._accelerator.num_processes == 1
-        once = run.accumulation == 1 and not run.gradient_checkpointing
-        return run.fused and self._device.type == "cuda" and alone and once
+        """Raises InputError where the settings ask for what cannot be recorded."""
+        if not self.run.recorded:
+            return False
+        if self._device.type != "cuda":
+            raise InputError("recorded steps need a GPU: leave --recorded out")
+        if self._accelerator.num_processes > 1 or self.run.accumulation > 1 or self.run.gradient_checkpointing:
+            raise InputError("recorded steps are of one process, without accumulation and gradient checkpointing")
+        return True
 
     def train(self, dataset: Any, collate: Any, on_batch: Callable[[Any], None] = lambda batch: None) -> None:
         """Run all steps that are left, then publish.
