@@ -2,6 +2,7 @@
 
     python benchmarks/official.py --official CHECKOUT --model l --save
     python benchmarks/official.py --official CHECKOUT --model l --bundle l32/ --bundle l8/ --plain --save
+    python benchmarks/official.py --official CHECKOUT --model l --no-step --openvino lbf16/ --save
     python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --clip-steps 10 --save
 
 CHECKOUT is a clone of github.com/haidog-yaqub/EzAudio (pip install einops diffusers pyyaml). Its modules get the random
@@ -10,9 +11,10 @@ the cache first), which changes nothing about speed. `l4` is L's width in five b
 
 A step is what the official sampling loop does: float32, a batch of two (the prompt and the empty one, 100 tokens each),
 guidance and rescale; all cores. Before anything is timed every side's velocity is compared with the official one at
-four timesteps, decoded samples and whole clips likewise, and a difference beyond the bound ends the run. Sides run in
-turn; a ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export
-of the PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any count.
+four timesteps, decoded samples and whole clips likewise, and a difference beyond the bound ends the run. The official
+code runs in a process of its own, as its users run it, and does nothing while it is not its turn. Sides run in turn; a
+ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export of the
+PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any count.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
+from elsewhere import BundleDecoder, Elsewhere
 from measure import cores, hardware_line, interleave, require, rounds_option, save_option, told, write_row
 from models import (
     MAX_RELATIVE_L2,
@@ -38,9 +41,10 @@ from models import (
     start_latents,
     worst,
 )
-from official_code import Official
+from official_code import OfficialSide
 from plain import PlainStep
 
+from ezaudio.checkpoints import ModelSource
 from ezaudio.runtime import TextToAudio
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.measures import measure
@@ -60,6 +64,12 @@ MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows w
 @click.option("--decode/--no-decode", default=True, show_default=True, help="Time the VAE's decoder.")
 @click.option("--min-cosine", default=MIN_COSINE["int8"], show_default=True, help="Of an int8 step's velocities.")
 @click.option("--plain", is_flag=True, help="Time a plain ONNX export, too.")
+@click.option(
+    "--openvino",
+    type=click.Path(path_type=Path, exists=True, file_okay=False),
+    metavar="BUNDLE",
+    help="Time the decoder of this bundle on the backend openvino, too, in a process of its own.",
+)
 @click.option("--clip-steps", type=click.IntRange(min=1), help="Time whole clips of so many steps, too.")
 @rounds_option
 @save_option
@@ -72,6 +82,7 @@ def main(
     decode: bool,
     min_cosine: float,
     plain: bool,
+    openvino: Path | None,
     clip_steps: int | None,
     rounds: int,
     save: Path | None,
@@ -86,20 +97,22 @@ def main(
     source = source_of(next(iter(bundles.values())).manifest)
     if any(bundle.manifest.origin != source.origin for bundle in bundles.values()):
         raise click.ClickException("the bundles come from different weights: export them from the same")
-    official = Official(checkout, source)
+    official = Elsewhere(OfficialSide, checkout.resolve(), next(iter(bundles.values())).folder)
     print(f"{model}, {duration_s:g} s; {hardware_line()}")
     common = {"model": model, "origin": source.origin, "duration_s": duration_s}
     with torch.inference_mode():
         if step:
-            write_row(common | measure_step(official, bundles, duration_s, plain, min_cosine, rounds), save)
+            write_row(common | measure_step(official, source, bundles, duration_s, plain, min_cosine, rounds), save)
         if decode:
-            write_row(common | measure_decode(official, bundles, duration_s, rounds), save)
+            write_row(common | measure_decode(official, source, bundles, openvino, duration_s, rounds), save)
         if clip_steps is not None:
-            write_row(common | measure_clip(official, bundles, duration_s, clip_steps, rounds), save)
+            write_row(common | measure_clip(official, source, bundles, duration_s, clip_steps, rounds), save)
+    official.close()
 
 
 def measure_step(
-    official: Official,
+    official: Elsewhere,
+    source: ModelSource,
     bundles: dict[str, Bundle],
     duration_s: float,
     plain: bool,
@@ -107,13 +120,12 @@ def measure_step(
     rounds: int,
 ) -> dict[str, Any]:
     """C1 and C2: a guided step of every bundle, and of the plain export, against the official one."""
-    source = official.source
     some = next(iter(bundles.values()))
     latents = start_latents(source.config, duration_s)
     text, mask = padded_text(source, some)
     scale, rescale = some.guidance(latents)
-    reference = official.guided_step(official.dit(), torch.from_numpy(latents), text, mask, scale, rescale)
-    velocities = {timestep: reference(timestep).numpy() for timestep in TIMESTEPS}
+    official.call("prepare_step", latents, text, mask, scale, rescale)
+    velocities = {timestep: official.call("step", timestep) for timestep in TIMESTEPS}
     steps: dict[str, tuple[str, Callable[[int], Callable[[], Any]]]] = {}
     if plain:
         graph = PlainStep(source, some, latents, text.numpy(), mask.numpy())
@@ -130,20 +142,35 @@ def measure_step(
     for bundle in bundles.values():
         bundle.sessions.release("text_encoder")
     sides = {side: at(TIMESTEPS[1]) for side, (_, at) in steps.items()}
-    return _timed("step", {OFFICIAL: lambda: reference(TIMESTEPS[1]), **sides}, parity, rounds)
+    return _timed("step", {OFFICIAL: lambda: official.call("step", TIMESTEPS[1]), **sides}, parity, rounds)
 
 
-def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: float, rounds: int) -> dict[str, Any]:
+def measure_decode(
+    official: Elsewhere,
+    source: ModelSource,
+    bundles: dict[str, Bundle],
+    openvino: Path | None,
+    duration_s: float,
+    rounds: int,
+) -> dict[str, Any]:
     """C3: latents → samples by every bundle's decoder against the official one."""
-    latents = start_latents(official.source.config, duration_s)
-    vae, given = official.vae(), torch.from_numpy(latents)
-    expected = vae.decoder(given)[:, 0].numpy()  # type: ignore[operator]
-    sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: vae.decoder(given)}  # type: ignore[operator]
-    parity = {}
+    latents = start_latents(source.config, duration_s)
+    expected = official.call("decode", latents)
+    sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: official.call("decode", latents)}
+    precisions = {}
     for precision, bundle in bundles.items():
         bundle.sessions.release()
-        side = f"ours {precision}"
-        sides[side] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
+        precisions[f"ours {precision}"] = precision
+        sides[f"ours {precision}"] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
+    if openvino is not None:
+        manifest = read_manifest(openvino, verify=False)
+        if manifest.origin != source.origin:
+            raise click.ClickException(f"'{openvino}' comes from different weights: export it from the same")
+        other = Elsewhere(BundleDecoder, openvino, "openvino")
+        precisions[f"openvino {manifest.precision}"] = manifest.precision
+        sides[f"openvino {manifest.precision}"] = lambda: other.call("decode", latents)
+    parity = {}
+    for side, precision in precisions.items():
         cosine, relative_l2 = measure(sides[side](), expected)
         parity[side] = {"cosine": cosine, "relative_l2": relative_l2}
         print(f"parity of {side}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
@@ -153,15 +180,12 @@ def measure_decode(official: Official, bundles: dict[str, Bundle], duration_s: f
 
 
 def measure_clip(
-    official: Official, bundles: dict[str, Bundle], duration_s: float, steps: int, rounds: int
+    official: Elsewhere, source: ModelSource, bundles: dict[str, Bundle], duration_s: float, steps: int, rounds: int
 ) -> dict[str, Any]:
     """Prompt → samples. The official `inference` encodes both prompts anew; so do we."""
-    config = official.source.config
-    some = next(iter(bundles.values()))
-    frames = round(duration_s * config.vae.latent_rate)
-    clip = official.clip(official.dit(), official.vae(), some.teacher.conditioning.tokenizer, frames, steps, seed=1)
-    expected = clip()
-    sides: dict[str, Callable[[], Any]] = {OFFICIAL: clip}
+    official.call("prepare_clip", round(duration_s * source.config.vae.latent_rate), steps, 1)
+    expected = official.call("clip")
+    sides: dict[str, Callable[[], Any]] = {OFFICIAL: lambda: official.call("clip")}
     parity = {}
     for precision, bundle in bundles.items():
         bundle.sessions.release()

@@ -147,6 +147,49 @@ class Official:
         )
 
 
+class OfficialSide:
+    """A checkout with the weights of a bundle, for a process of its own: see `elsewhere`."""
+
+    def __init__(self, checkout: Path, bundle: Path) -> None:
+        from measure import cores
+        from models import source_of
+
+        from ezaudio.runtime.manifest import read_manifest
+
+        torch.set_num_threads(cores())
+        torch.set_grad_enabled(False)
+        self._bundle = bundle
+        self._official = Official(checkout, source_of(read_manifest(bundle, verify=False)))
+        self._dit: nn.Module | None = None
+        self._vae: nn.Module | None = None
+
+    def prepare_step(
+        self, latents: NDArray[np.float32], text: Tensor, mask: Tensor, scale: float, rescale: float
+    ) -> None:
+        self._dit = self._dit or self._official.dit()
+        self._step = self._official.guided_step(self._dit, torch.from_numpy(latents), text, mask, scale, rescale)
+
+    def step(self, timestep: int) -> NDArray[np.float32]:
+        """Guided velocity (1, C, L) of what was prepared."""
+        return self._step(timestep).numpy()
+
+    def decode(self, latents: NDArray[np.float32]) -> NDArray[np.float32]:
+        """(1, C, L) → samples (1, T)."""
+        self._vae = self._vae or self._official.vae()
+        return self._vae.decoder(torch.from_numpy(latents))[:, 0].numpy()  # type: ignore[operator]
+
+    def prepare_clip(self, frames: int, steps: int, seed: int) -> None:
+        from models import Bundle
+
+        self._dit, self._vae = self._dit or self._official.dit(), self._vae or self._official.vae()
+        tokenizer = Bundle.open(self._bundle).teacher.conditioning.tokenizer
+        self._clip = self._official.clip(self._dit, self._vae, tokenizer, frames, steps, seed)
+
+    def clip(self) -> NDArray[np.float32]:
+        """Samples (T,) of what was prepared."""
+        return self._clip()
+
+
 class _Tokenizer:
     """Our tokenizer, called as transformers' are."""
 

@@ -83,17 +83,18 @@ def main(
 
 def decoder(name: str, bundle: Bundle, checkout: Path | None) -> Callable[[Any], Any]:
     """Latents (1, C, L) → samples (T,)."""
-    if name in (PYTORCH, OFFICIAL):
+    if name == OFFICIAL:
+        from elsewhere import Elsewhere
+        from official_code import OfficialSide
+
+        assert checkout is not None
+        official = Elsewhere(OfficialSide, checkout.resolve(), bundle.folder)
+        return lambda latents: official.call("decode", latents).reshape(-1)
+    if name == PYTORCH:
         import torch
 
         torch.set_num_threads(cores())
-        if name == PYTORCH:
-            vae: Any = source_of(bundle.manifest).vae()
-        else:
-            from official_code import Official
-
-            assert checkout is not None
-            vae = Official(checkout, source_of(bundle.manifest)).vae()
+        vae: Any = source_of(bundle.manifest).vae()
         return lambda latents: vae.decoder(torch.from_numpy(latents)).reshape(-1).numpy()
 
     def whole(latents: Any) -> Any:
@@ -110,13 +111,19 @@ def decoder(name: str, bundle: Bundle, checkout: Path | None) -> Callable[[Any],
 def decode_once(name: str, bundle: str, official: str | None, duration_s: float) -> dict[str, Any]:
     """For a process of its own."""
     opened = Bundle.open(Path(bundle))
+    if name == OFFICIAL:
+        from official_code import OfficialSide
+
+        assert official is not None
+        OfficialSide(Path(official), opened.folder).decode(start_latents(opened.config, duration_s))
+        return {}
     without_gradients: Any = nullcontext()
-    if name in (PYTORCH, OFFICIAL):
+    if name == PYTORCH:
         import torch
 
         without_gradients = torch.inference_mode()
     with without_gradients:
-        decoder(name, opened, official and Path(official))(start_latents(opened.config, duration_s))  # type: ignore[arg-type]
+        decoder(name, opened, None)(start_latents(opened.config, duration_s))
     return {}
 
 
