@@ -42,9 +42,10 @@ def head_unit(*tensors: Tensor) -> int:
 
 
 def head_rows(x: Tensor) -> Tensor:
-    """(B, H, L, E), last stride 1: x, or a copy of it where its rows start between those places.
+    """(B, H, L, E), last stride 1: x, or a copy of it where its rows do not start where wide loads can.
 
-    Loads that are not wide are not pipelined either, and of a tail that is not ptxas 12.8 makes wrong code.
+    Only wide loads are pipelined; and where those of a tail are not, ptxas 12.8 makes wrong code (`kernel_compile.py`
+    of the tests).
     """
     if x.data_ptr() % 16 == 0 and head_unit(x) % math.gcd(x.shape[3], 8) == 0:
         return x

@@ -130,6 +130,17 @@ def test_several_tiles_of_16_bit_numbers() -> None:
     assert fails(150, None, 72, torch.bfloat16, batch=1) == {}
 
 
+@pytest.mark.parametrize("shift", [1, 4, 8], ids="from value {}".format)
+def test_heads_may_start_anywhere_in_memory(shift: int) -> None:
+    """Where wide loads cannot read them, they are copied."""
+    whole = random(2, 5, 2 * 72 + 16, seed=1).to(DEVICE, torch.float16)
+    q = ops.split_heads(whole[..., shift : shift + 2 * 72], HEADS)
+    norm = torch.ones(72, device=DEVICE), torch.zeros(72, device=DEVICE)
+    expected = attention.qk_norm_attention(*(3 * [q.contiguous()]), norm, norm)
+    assert torch.equal(attention.qk_norm_attention(q, q, q, norm, norm), expected)
+    assert (head_norm.head_rows(q) is q) == (shift == 8)
+
+
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
 def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
     assert fails(21, None, 72, dtype, mean=30.0) == {}
