@@ -226,7 +226,8 @@ def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]
         both = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
         return both, both
     dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
-    return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8 if tail else 4, "num_stages": 2 if tail else 3}
+    stages = 3 if target.is_hopper() else 2
+    return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8 if tail else 4, "num_stages": stages}
 
 
 @torch.library.custom_op(
