@@ -45,16 +45,16 @@ def calls(model: str, batch: int) -> Iterator[tuple[str, int, Callable[[], objec
     yield f"{model.upper()}, {STEPS} steps and decoder of {batch}, fp16", 1, lambda: sessions.generate(whole)
 
 
-def training_step(model: str, fused: bool) -> Callable[[], object]:
+def training_step(model: str, side: str) -> Callable[[], object]:
     config = preset(model)
     dit = random_dit(config, GPU).requires_grad_(True).train()
-    network = Recorded(dit).train() if fused else dit
+    network = Recorded(dit).train() if side == "recorded" else dit
     optimizer = torch.optim.AdamW(dit.parameters(), 1e-4, fused=True)
     batch = training_batch(GPU, config)
 
     def step() -> None:
         optimizer.zero_grad(set_to_none=True)
-        training_loss(GPU, dit, network, batch, fused).backward()
+        training_loss(GPU, dit, network, batch, side != "eager").backward()
         optimizer.step()
 
     return step
@@ -91,7 +91,7 @@ def main() -> int:
     parser.add_argument("--models", default="xl,l", help="with commas between them [%(default)s]")
     parser.add_argument("--batch", type=int, default=1, help="clips at once [%(default)s]")
     parser.add_argument("--top", type=int, default=30, help="kernels to list [%(default)s]")
-    parser.add_argument("--training", action="store_true", help="training steps, eager and fused, too")
+    parser.add_argument("--training", action="store_true", help="training steps, too: eager, fused, recorded")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
@@ -100,9 +100,9 @@ def main() -> int:
         for title, divisor, call in calls(model, arguments.batch):
             tell(title, divisor, call, arguments.top)
         if arguments.training:
-            for fused in (False, True):
-                title = f"{model.upper()}, a training step of {GPU.train_batch}, {'fused' if fused else 'eager'}"
-                tell(title, 1, training_step(model, fused), arguments.top)
+            for side in ("eager", "fused", "recorded"):
+                title = f"{model.upper()}, a training step of {GPU.train_batch}, {side}"
+                tell(title, 1, training_step(model, side), arguments.top)
     return 0
 
 

@@ -195,17 +195,20 @@ def run_rest() -> None:
     sampler_step(latent, latent, row, noise=latent)
 
 
-def unset_registers(cubin: bytes) -> list[str]:
-    """Instructions that read a uniform register which none before them wrote.
-
-    ptxas 12.8 does so where two warpgroup products share an operand's address and differ in its swizzle: their
-    descriptors are garbage, and what they give is wrong or a fault, though nothing is wrong with the PTX.
-    """
+def disassembled(cubin: bytes) -> str:
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
         command = [TOOLS / "nvdisasm", "--print-code", file.name]
-        listing = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def unset_registers(listing: str) -> list[str]:
+    """Instructions of machine code that read a uniform register which none before them wrote.
+
+    ptxas 12.8 makes such where two warpgroup products share an operand's address and differ in its swizzle: their
+    descriptors are garbage, and what they give is wrong or a fault, though nothing is wrong with the PTX.
+    """
     written: set[int] = set()
     found = []
     for match in re.finditer(r"/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?(\S+) ?(.*?)\s*;", listing):
@@ -253,7 +256,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "wgmma": ptx.count("wgmma.mma_async"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
-        "unset": unset_registers(compiled.asm["cubin"]) if capability == 90 else [],
+        "unset": unset_registers(disassembled(compiled.asm["cubin"])) if capability == 90 else [],
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
     }
 

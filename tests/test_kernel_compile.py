@@ -9,6 +9,7 @@ import sys
 from collections import Counter
 from pathlib import Path
 
+import kernel_compile
 import pytest
 
 SCRIPT = Path(__file__).parent / "kernel_compile.py"
@@ -17,6 +18,26 @@ PRODUCTS = ("_attention_fwd_kernel", "_attention_bwd_dq_kernel", "_attention_bwd
 BANDWIDTH_BOUND = {
     f"_{name}_{way}_kernel" for name in ("residual_norm", "skip_norm", "geglu") for way in ("fwd", "bwd")
 }
+
+
+# Of the attention that ptxas 12.8 compiled wrongly: where UR30 should start from UR8.
+DESCRIPTORS = """
+        /*3ce0*/                   USGXT.U32 UR8, UR5, 0xe ;
+        /*3c20*/                   UIADD3 UR30, UP0, {source}, 0x20, URZ ;
+        /*3c90*/                   UIADD3 UR34, UP1, UR30, 0x20, URZ ;
+        /*58c0*/                   UMOV UR10, UR8 ;
+        /*58d0*/                   UMOV UR11, 0xc0000010 ;
+        /*58f0*/                   HGMMA.64x16x16.F32.BF16 R88, R24, gdesc[UR8].tnspB, R88 ;
+"""
+
+
+def test_registers_that_nothing_wrote_are_found() -> None:
+    start = "        /*0010*/                   ULDC.64 UR4, c[0x0][0x270] ;\n"
+    assert kernel_compile.unset_registers(start + DESCRIPTORS.format(source="UR8")) == []
+    wrong = kernel_compile.unset_registers(start + DESCRIPTORS.format(source="UR30"))
+    assert wrong == ["UIADD3 UR30, UP0, UR30, 0x20, URZ"]
+    product = DESCRIPTORS.format(source="UR8").replace("gdesc[UR8]", "gdesc[UR24]")
+    assert [line.split()[0] for line in kernel_compile.unset_registers(start + product)] == ["HGMMA.64x16x16.F32.BF16"]
 
 
 @pytest.mark.slow
