@@ -41,7 +41,8 @@ SCAN_KEY = "ezaudio.int8"  # of the denoiser graph's metadata: what the scan fou
 MAX_TURN = {"int8": 5e-3, "w8": 5e-3, "w4": 1e-1}
 # Relative error of the graphs beside the denoiser.
 MAX_ERROR = {"int8": 2e-2, "w8": 1e-1, "w4": 1e-1}
-MAX_TEXT_ERROR = 5e-3  # int8: a graph that is further off gets weights of 16 bits, in twice the memory
+MAX_TEXT_ERROR = 5e-3  # int8: a graph of text that is further off gets the next level, in twice the memory
+TEXT_LEVELS = (precision.WIDE, precision.BOTH_WIDE, precision.FP32)
 
 Progress = Callable[[str, int, int], None]
 
@@ -85,13 +86,14 @@ def _write_graphs(
     """Rewrite every graph, with its weights in a file of the name that they have in the reference."""
     writers: dict[str, onnx_writer.WeightFile] = {}
     for name, entry in system.manifest.graphs.items():
-        model = ir.load(reference / entry.file)
-        file = onnx_writer.weights_file(model, name)
-        cpu_fusions.apply(model)
-        precision.apply(model, name, precision_name, {} if choice is None else _of_parts(model, choice.levels))
-        if precision_name == "int8" and not _fits(system, reference, name, model):
+        for level in TEXT_LEVELS:
             model = ir.load(reference / entry.file)
-            precision.apply(model, name, precision_name, wide=True)
+            file = onnx_writer.weights_file(model, name)
+            cpu_fusions.apply(model)
+            levels = {} if choice is None else _of_parts(model, choice.levels)
+            precision.apply(model, name, precision_name, levels, level)
+            if precision_name != "int8" or level == TEXT_LEVELS[-1] or _fits(system, reference, name, model):
+                break
         if choice is not None and name == "denoiser":
             model.metadata_props[SCAN_KEY] = json.dumps(choice.to_dict())
         if file not in writers:
@@ -111,7 +113,7 @@ def _of_parts(model: ir.Model, levels: dict[str, str]) -> dict[str, str]:
 
 
 def _fits(system: TeacherForced, reference: Path, name: str, model: ir.Model) -> bool:
-    """Whether a graph of text, its weights in 8 bits, is close enough to fp32 on every prompt.
+    """Whether a graph of text, its products of integers, is close enough to fp32 on every prompt.
 
     Attention of a T5 does not scale its scores, so that on some prompts a small error picks another token.
     """

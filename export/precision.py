@@ -4,13 +4,14 @@
 |---|---|---|---|
 | fp32 | fp32 | fp32 | reference |
 | fp16, bf16 | half | fp32 | downloads, disk |
-| int8 | a step's: int8 per channel; the rest: 8 or 16 bits in blocks | a step's: integers; the rest: fp32 | speed |
-| w8 | 8 bits in blocks of 32 inputs | a step's: activations in blocks of 8 bits; the rest: fp32 | memory |
-| w4 | a step's: 4 bits in blocks of 32 inputs; the rest: as w8 | as w8 | the least memory |
+| int8 | int8 per channel; of text also two of them | integers, activations in 8 or 16 bits | speed |
+| w8 | a step's: 8 bits in blocks of 32 inputs; the rest: int8 per channel | integers | memory |
+| w4 | a step's: 4 bits in blocks of 32 inputs; the rest: as w8 | integers | the least memory |
 
 Half-precision arithmetic is slower than fp32 on CPUs, so a Cast widens half-precision weights once, when a graph is
-loaded. Weights in blocks stay as they are in memory (MatMulNBits of com.microsoft). All other weights are fp16 in the
-last three. A product is a MatMul with a constant matrix on its right, in whatever surroundings.
+loaded. Weights in blocks stay as they are in memory (MatMulNBits of com.microsoft, whose fp32 activations would take
+14 times as long as fp32 on the few rows of a prompt). All other weights are fp16 in the last three. A product is a
+MatMul with a constant matrix on its right, in whatever surroundings.
 """
 
 from __future__ import annotations
@@ -34,13 +35,12 @@ MIN_INT8_INPUTS = 64
 
 BLOCK = 32  # inputs that share a scale; 8 bits: 0.5 % error with 32, 0.64 % with 128
 STEP_BITS = {"w8": 8, "w4": 4}
-OTHER_BITS = 8  # with 4, nano's text states are off by 19 %
-# MatMulNBits' accuracy_level: 1 multiplies in fp32, 4 in int8 with one scale for every 32 activations of a row.
-FP32_ACTIVATIONS, INT8_ACTIVATIONS = 1, 4
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level: products of int8, with one scale for every 32 activations of a row
 DOMAIN = "com.microsoft"
 
-INT8, WIDE, FP32 = "int8", "wide", "fp32"
-"""Levels of a product in an int8 bundle. WIDE: activations in 16 bits, as two products of 8."""
+INT8, WIDE, BOTH_WIDE, FP32 = "int8", "wide", "both wide", "fp32"
+"""Levels of a product of integers. WIDE: activations in 16 bits, as two products of 8; BOTH_WIDE: weights, too, as
+four."""
 COST = {INT8: 1.0, WIDE: 2.2, FP32: 3.5}
 """Time of a product relative to INT8: 4096 → 1024 over 1000 rows took 11.0, 24.7 and 38.6 ms of an EPYC's core."""
 
@@ -53,21 +53,21 @@ def has_integer_products(graph_name: str) -> bool:
 
 
 def apply(
-    model: ir.Model, graph_name: str, precision: str, levels: Mapping[str, str] | None = None, wide: bool = False
+    model: ir.Model, graph_name: str, precision: str, levels: Mapping[str, str] | None = None, level: str = WIDE
 ) -> None:
     """Rewrite the graph in place for a precision.
 
     Args:
         levels: of the graphs of a step in int8. Name of a weight → WIDE or FP32, where int8 would damage too much.
-        wide: of the other graphs in int8, w8 and w4: weights in 16 bits, as two of 8.
+        level: of every product of the other graphs in int8, w8 and w4.
     """
     if precision == "int8" and has_integer_products(graph_name):
         quantize_products(model, levels or {})
         return
     if precision in STEP_BITS and has_integer_products(graph_name):
-        quantize_weights(model, STEP_BITS[precision], INT8_ACTIVATIONS)
+        quantize_weights(model, STEP_BITS[precision])
     elif precision in ("int8", "w8", "w4"):
-        quantize_weights(model, OTHER_BITS, FP32_ACTIVATIONS, wide)
+        quantize_products(model, {}, level)
     if precision != "fp32":
         store_half(model, "bf16" if precision == "bf16" else "fp16")
 
@@ -129,7 +129,7 @@ def store_half(model: ir.Model, precision: str) -> None:
 
 def _is_scale(value: ir.Value) -> bool:
     """Whether a value is what quantised weights are multiplied by."""
-    return any(node.op_type == "MatMulNBits" for node, _ in value.uses())
+    return str(value.name).endswith((".scale", ".scales"))
 
 
 def _cast_to_float(value: ir.Value, name: str) -> ir.Node:
@@ -139,36 +139,18 @@ def _cast_to_float(value: ir.Value, name: str) -> ir.Node:
     return cast
 
 
-def quantize_weights(model: ir.Model, bits: int, accuracy_level: int, wide: bool = False) -> None:
-    """x @ W → MatMulNBits: codes of 4 or 8 bits, one scale for each output and BLOCK inputs.
-
-    Args:
-        wide: add a second one, of what the codes leave over.
-    """
+def quantize_weights(model: ir.Model, bits: int) -> None:
+    """x @ W → MatMulNBits: codes of 4 or 8 bits, one scale for each output and BLOCK inputs."""
     for node, w in products(model):
         assert w.const_value is not None
         weight = w.const_value.numpy()
         inputs, outputs = weight.shape
-        settings = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": accuracy_level}
-        new: list[ir.Node] = []
-        for name in (f"{w.name}.w{bits}", f"{w.name}.rest.w{bits}")[: 2 if wide else 1]:
-            codes, scales = blockwise_codes(weight, bits)
-            stored = [initializer(model, name, codes), initializer(model, f"{name}.scales", scales)]
-            new.append(ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN))
-            if wide:
-                weight = weight - blockwise_weight(codes, scales, bits)[:inputs]
-        if wide:
-            new.append(ir.node("Add", [part.outputs[0] for part in new]))
-        _replace(model, node, new, w)
+        codes, scales = blockwise_codes(weight, bits)
+        name = f"{w.name}.w{bits}"
+        stored = [initializer(model, name, codes), initializer(model, f"{name}.scales", scales)]
+        settings = {"K": inputs, "N": outputs, "bits": bits, "block_size": BLOCK, "accuracy_level": INT8_ACTIVATIONS}
+        _replace(model, node, [ir.node("MatMulNBits", [node.inputs[0], *stored], settings, domain=DOMAIN)], w)
         model.graph.opset_imports[DOMAIN] = 1
-
-
-def blockwise_weight(codes: np.ndarray, scales: np.ndarray, bits: int) -> np.ndarray:
-    """The inverse of `blockwise_codes`, inputs padded to whole blocks."""
-    if bits == 4:
-        codes = np.stack([codes & 15, codes >> 4], axis=3).reshape(*codes.shape[:2], -1)
-    numbers = (codes.astype(np.float32) - 2 ** (bits - 1)) * scales[:, :, None]
-    return np.ascontiguousarray(numbers.reshape(len(codes), -1).T)
 
 
 def blockwise_codes(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarray]:
@@ -190,40 +172,57 @@ def blockwise_codes(weight: np.ndarray, bits: int) -> tuple[np.ndarray, np.ndarr
     return codes, scales[:, :, 0]
 
 
-def quantize_products(model: ir.Model, levels: Mapping[str, str]) -> None:
+def quantize_products(model: ir.Model, levels: Mapping[str, str], default: str = INT8) -> None:
     """x @ W → DynamicQuantizeLinear, MatMulInteger and one rescale: the pattern ONNX Runtime fuses into one kernel.
 
-    Weights are symmetric per output channel; activations are quantised per tensor, once for all their readers. Those
-    of WIDE products are the sum of two tensors of 8 bits, the second of what the first leaves over.
+    Weights are symmetric per output channel; activations are quantised per tensor, once for all their readers. What is
+    wide is the sum of two tensors of 8 bits, the second of what the first leaves over, and a product is that of every
+    pair.
+
+    Args:
+        levels: name of a weight → its level, where that is not `default`.
     """
     quantized: dict[ir.Value, list[tuple[ir.Value, ...]]] = {}
     for node, w in products(model):
-        assert w.const_value is not None
-        level = levels.get(str(w.name), INT8)
+        level = levels.get(str(w.name), default)
         if level == FP32:
             continue
-        codes, scale = channel_codes(w.const_value.numpy())
-        zeros = np.zeros(len(scale), np.int8)
-        stored = [initializer(model, f"{w.name}.{key}", v) for key, v in (("int8", codes), ("zero", zeros))]
-        w_scale = initializer(model, f"{w.name}.scale", scale)
         x = node.inputs[0]
         assert x is not None
         parts = quantized.setdefault(x, [])
-        while len(parts) < (2 if level == WIDE else 1):
+        while len(parts) < (1 if level == INT8 else 2):
             new, part = _quantized(x if not parts else _left_over(model, node, x, parts[0]))
             model.graph.insert_before(node, new)
             parts.append(part)
-        new_nodes, terms = [], []
-        for x_codes, x_scale, x_zero in parts[: 2 if level == WIDE else 1]:
-            product = ir.node("MatMulInteger", [x_codes, stored[0], x_zero, stored[1]])
-            wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
-            scales = ir.node("Mul", [x_scale, w_scale])
-            term = ir.node("Mul", [wide.outputs[0], scales.outputs[0]])
-            new_nodes += [product, wide, scales, term]
-            terms.append(term.outputs[0])
-        if level == WIDE:
-            new_nodes.append(ir.node("Add", terms))
+        weights = _stored_weights(model, w, 2 if level == BOTH_WIDE else 1)
+        terms = [_integer_product(part, one) for part in parts[: 1 if level == INT8 else 2] for one in weights]
+        new_nodes = [new for term in terms for new in term]
+        total = terms[0][-1]
+        for term in terms[1:]:
+            total = ir.node("Add", [total.outputs[0], term[-1].outputs[0]])
+            new_nodes.append(total)
         _replace(model, node, new_nodes, w)
+
+
+def _stored_weights(model: ir.Model, weight: ir.Value, count: int) -> list[tuple[ir.Value, ...]]:
+    """Codes, zero points and scales of a weight and, with count 2, of what they leave over."""
+    assert weight.const_value is not None
+    rest, found = weight.const_value.numpy(), []
+    for name in (str(weight.name), f"{weight.name}.rest")[:count]:
+        codes, scale = channel_codes(rest)
+        values = {"int8": codes, "zero": np.zeros(len(scale), np.int8), "scale": scale}
+        found.append(tuple(initializer(model, f"{name}.{key}", value) for key, value in values.items()))
+        rest = rest - codes * scale
+    return found
+
+
+def _integer_product(x: tuple[ir.Value, ...], weight: tuple[ir.Value, ...]) -> list[ir.Node]:
+    x_codes, x_scale, x_zero = x
+    codes, zero, scale = weight
+    product = ir.node("MatMulInteger", [x_codes, codes, x_zero, zero])
+    wide = ir.node("Cast", [product.outputs[0]], {"to": int(ir.DataType.FLOAT)})
+    scales = ir.node("Mul", [x_scale, scale])
+    return [product, wide, scales, ir.node("Mul", [wide.outputs[0], scales.outputs[0]])]
 
 
 def channel_codes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 from collections.abc import Callable, Hashable
@@ -76,9 +77,8 @@ class GraphSessions:
         options = ort.SessionOptions()
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
-        options.enable_cpu_mem_arena = (
-            not self._low_memory
-        )  # a step of L peaks a fifth lower without, and takes as long
+        if self.device == "cpu":
+            _share_memory(options, self._low_memory)
         path = self.folder / self.manifest.graphs[name].file
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
@@ -133,6 +133,29 @@ class GraphSessions:
                 sessions.clear()
             else:
                 sessions.pop(name, None)
+
+
+def _share_memory(options: ort.SessionOptions, low_memory: bool) -> None:
+    """Let activations of all sessions lie in one arena of this process, or in none, which gives them back at once.
+
+    A plan of a session's memory, which ONNX Runtime makes in its first run, would lie beside what that run took: 186
+    instead of 352 MiB for a step of L in int8, in the same time. Weights stay outside, so that they go with a session.
+    """
+    options.enable_mem_pattern = False
+    options.enable_cpu_mem_arena = not low_memory
+    if not low_memory:
+        _register_arena()
+        options.add_session_config_entry("session.use_env_allocators", "1")
+        options.add_session_config_entry("session.use_device_allocator_for_initializers", "1")
+
+
+@functools.cache
+def _register_arena() -> None:
+    info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
+    try:
+        ort.create_and_register_allocator(info, None)
+    except Exception as error:  # the program that we are part of has registered its own: it serves as well
+        logger.debug("ONNX Runtime's arena is another: %s", error)
 
 
 class BoundGraph:

@@ -65,9 +65,9 @@ public:
              bool low_memory = false)
         : folder_(std::move(folder)), manifest_(&manifest) {
         options_.SetIntraOpNumThreads(threads);
-        if (low_memory) options_.DisableCpuMemArena();
         options_.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
         choose_device(device);
+        if (device == "cpu") share_memory(low_memory);
     }
 
     /// Outputs in the order of the manifest, a null value for the one called `unread`, which is not asked for.
@@ -177,6 +177,23 @@ private:
             throw InputError("device " + python_repr(device) + " is not in this ONNX Runtime (" + error.what() +
                              "): link one built with it");
         }
+    }
+
+    /// Lets activations of all sessions lie in one arena of the process, weights beside it; in none with `low_memory`.
+    void share_memory(bool low_memory) {
+        options_.DisableMemPattern();  // a plan would lie beside what the run took that it was made in
+        if (low_memory) {
+            options_.DisableCpuMemArena();
+            return;
+        }
+        const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+        try {
+            environment_.CreateAndRegisterAllocator(memory, nullptr);
+        } catch (const Ort::Exception&) {
+            // One is registered already, by another bundle or by the application: it serves as well.
+        }
+        options_.AddConfigEntry("session.use_env_allocators", "1");
+        options_.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
     }
 
     static void ORT_API_CALL say_nothing(void*, OrtLoggingLevel, const char*, const char*, const char*, const char*) {}
