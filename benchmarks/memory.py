@@ -26,8 +26,8 @@ from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.manifest import Manifest, read_manifest
 
 STAGES = {
-    "text": ("text_encoder", "conditioner"),
-    "steps": ("conditioner", "modulation", "frame_bias", "denoiser"),
+    "text": ("text_encoder", "conditioner", "modulation", "frame_bias"),
+    "steps": ("denoiser",),
     "decoding": ("decoder",),
 }
 MIB = 1 << 20

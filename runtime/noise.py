@@ -19,7 +19,7 @@ from ezaudio.runtime.errors import InputError
 Float32: TypeAlias = NDArray[np.float32]
 UInt32: TypeAlias = NDArray[np.uint32]
 
-BLOCK = 8192  # values whose intermediate results stay in the second-level cache: half the time
+BLOCK = 4096  # values whose intermediate results stay in the second-level cache: half the time
 
 
 class NoiseSource(Protocol):

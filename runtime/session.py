@@ -6,6 +6,7 @@ import functools
 import itertools
 import logging
 from collections.abc import Callable, Hashable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +31,8 @@ CUDA = "CUDAExecutionProvider"
 TENSORRT = "TensorrtExecutionProvider"
 PROVIDERS = {"onnxruntime": [CPU], "onnxruntime-cuda": [CUDA, CPU], "onnxruntime-tensorrt": [TENSORRT, CUDA, CPU]}
 """Backend → execution providers, the first that can run a node gets it."""
+
+ONCE_A_CLIP = ("text_encoder", "conditioner", "modulation", "frame_bias")
 
 GRAPH_OPTIONS = {CUDA: {"enable_cuda_graph": "1"}, TENSORRT: {"trt_cuda_graph_enable": "1"}}
 
@@ -78,7 +81,9 @@ class GraphSessions:
         options.log_severity_level = 3
         options.intra_op_num_threads = self._threads or 0
         if self.device == "cpu":
-            _share_memory(options, self._low_memory)
+            # Threads of a session that has run would go on waiting busily, and keep the next one's from the cores.
+            options.add_session_config_entry("session.force_spinning_stop", "1")
+            _save_memory(options, name, self._low_memory)
         path = self.folder / self.manifest.graphs[name].file
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
@@ -116,10 +121,16 @@ class GraphSessions:
     ) -> Float32:
         """The sampling loop, see `denoising.Sessions`."""
         loop = DenoiserLoop(self, denoiser, control, latents)
-        for index in range(denoiser.num_steps):
-            changed: dict[str, Array] = {} if noise is None else {"noise": noise(index)}
-            loop.step(index, changed)
-            on_step_done(index)
+        with ThreadPoolExecutor(1) as drawing:  # a step's noise while the step before runs
+            drawn = None if noise is None else drawing.submit(noise, 0)
+            for index in range(denoiser.num_steps):
+                changed: dict[str, Array] = {}
+                if noise is not None and drawn is not None:
+                    changed["noise"] = drawn.result()
+                    if index + 1 < denoiser.num_steps:
+                        drawn = drawing.submit(noise, index + 1)
+                loop.step(index, changed)
+                on_step_done(index)
         return loop.latents()
 
     def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -135,14 +146,18 @@ class GraphSessions:
                 sessions.pop(name, None)
 
 
-def _share_memory(options: ort.SessionOptions, low_memory: bool) -> None:
+def _save_memory(options: ort.SessionOptions, name: str, low_memory: bool) -> None:
     """Let activations of all sessions lie in one arena of this process, or in none, which gives them back at once.
 
     A plan of a session's memory, which ONNX Runtime makes in its first run, would lie beside what that run took: 186
-    instead of 352 MiB for a step of L in int8, in the same time. Weights stay outside, so that they go with a session.
+    instead of 352 MiB for a step of L in int8, in the same time. Weights stay outside, so that they go with a session;
+    those of graphs that run once a clip stay in the bundle's files, mapped, where products would copy them into an
+    order of their own: the text encoder of L opens in 0.04 s instead of 1.1, and takes 0.07 s a prompt instead of 0.04.
     """
     options.enable_mem_pattern = False
     options.enable_cpu_mem_arena = not low_memory
+    if name.removeprefix("controlnet_") in ONCE_A_CLIP:
+        options.add_session_config_entry("session.disable_prepacking", "1")
     if not low_memory:
         _register_arena()
         options.add_session_config_entry("session.use_env_allocators", "1")

@@ -68,6 +68,9 @@ public:
         options_.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
         choose_device(device);
         if (device == "cpu") share_memory(low_memory);
+        once_options_ = options_.Clone();
+        // Their weights stay in the bundle's files, mapped, where products would copy them into an order of their own.
+        if (device == "cpu") once_options_.AddConfigEntry("session.disable_prepacking", "1");
     }
 
     /// Outputs in the order of the manifest, a null value for the one called `unread`, which is not asked for.
@@ -137,7 +140,7 @@ private:
         }
         const std::filesystem::path path = folder_ / path_of(graph->second.file);
         try {
-            Ort::Session session(environment_, path.c_str(), options_);
+            Ort::Session session(environment_, path.c_str(), runs_once(name) ? once_options_ : options_);
             std::vector<std::string> inputs, outputs;
             Ort::AllocatorWithDefaultOptions allocator;
             for (std::size_t index = 0; index < session.GetInputCount(); ++index) {
@@ -179,8 +182,17 @@ private:
         }
     }
 
+    /// Whether a graph runs once a clip, not in every step.
+    static bool runs_once(const std::string& name) {
+        const std::string prefix = "controlnet_";
+        const std::string graph = name.rfind(prefix, 0) == 0 ? name.substr(prefix.size()) : name;
+        return graph == "text_encoder" || graph == "conditioner" || graph == "modulation" || graph == "frame_bias";
+    }
+
     /// Lets activations of all sessions lie in one arena of the process, weights beside it; in none with `low_memory`.
     void share_memory(bool low_memory) {
+        // Threads of a session that has run would go on waiting busily, and keep the next one's from the cores.
+        options_.AddConfigEntry("session.force_spinning_stop", "1");
         options_.DisableMemPattern();  // a plan would lie beside what the run took that it was made in
         if (low_memory) {
             options_.DisableCpuMemArena();
@@ -201,7 +213,7 @@ private:
     std::filesystem::path folder_;
     const Manifest* manifest_;
     Ort::Env environment_{ORT_LOGGING_LEVEL_FATAL, "ezaudio", say_nothing, nullptr};
-    Ort::SessionOptions options_;
+    Ort::SessionOptions options_, once_options_;
     std::map<std::string, Ort::Session> sessions_;
 };
 
