@@ -166,11 +166,9 @@ def _save_memory(options: ort.SessionOptions, name: str, low_memory: bool) -> No
 
 @functools.cache
 def _register_arena() -> None:
+    """Registering again, as another library of this process may, changes nothing."""
     info = ort.OrtMemoryInfo("Cpu", ort.OrtAllocatorType.ORT_ARENA_ALLOCATOR, 0, ort.OrtMemType.DEFAULT)
-    try:
-        ort.create_and_register_allocator(info, None)
-    except Exception as error:  # the program that we are part of has registered its own: it serves as well
-        logger.debug("ONNX Runtime's arena is another: %s", error)
+    ort.create_and_register_allocator(info, None)
 
 
 class BoundGraph:
