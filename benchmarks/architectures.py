@@ -56,8 +56,9 @@ def train(name: str, work: str, steps: int, width: int, depth: int, batch: int) 
     from tokenizers import Tokenizer
 
     from ezaudio.data.shards import LatentShards, collate_latents
+    from ezaudio.training.encoders import Encoders
     from ezaudio.training.journal import read_metrics
-    from ezaudio.training.latent_diffusion import Encoders, LatentDiffusionTask
+    from ezaudio.training.latent_diffusion import LatentDiffusionTask
     from ezaudio.training.settings import STAGES, RunSettings, Schedule
     from ezaudio.training.trainer import Trainer
 

@@ -32,10 +32,10 @@ from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
 from ezaudio.training.autoencoder import AutoencoderTask
+from ezaudio.training.encoders import Encoders
 from ezaudio.training.journal import read_metrics
 from ezaudio.training.latent_diffusion import (
     ControlNetTask,
-    Encoders,
     LatentDiffusionTask,
     start_controlnet,
     start_cross_attention,

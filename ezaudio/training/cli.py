@@ -300,7 +300,7 @@ def _started(source: ModelSource, start: Path) -> MaskDiT:
 def _encoders(source: ModelSource, with_text: bool) -> Any:
     from tokenizers import Tokenizer
 
-    from ezaudio.training.latent_diffusion import Encoders
+    from ezaudio.training.encoders import Encoders
 
     if not with_text:
         return Encoders(source.config, source.vae())

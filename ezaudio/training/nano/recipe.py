@@ -37,12 +37,8 @@ from ezaudio.dit import MaskDiT
 from ezaudio.runtime.manifest import CARD_FILE
 from ezaudio.runtime.naming import replace_file
 from ezaudio.text import build_text_encoder
-from ezaudio.training.latent_diffusion import (
-    Encoders,
-    LatentDiffusionTask,
-    TextAndDiffusionTask,
-    start_cross_attention,
-)
+from ezaudio.training.encoders import Encoders
+from ezaudio.training.latent_diffusion import LatentDiffusionTask, TextAndDiffusionTask, start_cross_attention
 from ezaudio.training.nano.autoencoder import start_as_lapped_transform
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
 from ezaudio.training.nano.vocabulary import style_of, taught_sounds
