@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
+from ezaudio.runtime.decoding import decode_parts
+
 
 class _Failure(NamedTuple):
     reason: str
@@ -76,8 +78,13 @@ class BundleDecoder:
         from ezaudio.runtime.backends import open_sessions
         from ezaudio.runtime.manifest import read_manifest
 
-        self._sessions = open_sessions(backend, folder, read_manifest(folder, verify=False), None)
+        self._manifest = read_manifest(folder, verify=False)
+        self._sessions = open_sessions(backend, folder, self._manifest, None)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """(1, C, L) → samples (1, T)."""
+        """(1, C, L) → samples (1, T), in parts, as a clip's are made."""
+        vae = self._manifest.config.vae
+        return decode_parts(self._whole, latents, latents.shape[2] * vae.hop, vae)[None]
+
+    def _whole(self, latents: np.ndarray) -> np.ndarray:
         return self._sessions.run("decoder", latents=latents)["audio"]

@@ -4,6 +4,7 @@
     python benchmarks/official.py --official CHECKOUT --model l --bundle l32/ --bundle l8/ --plain --save
     python benchmarks/official.py --official CHECKOUT --model l --no-step --openvino lbf16/ --save
     python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --clip-steps 10 --save
+    python benchmarks/official.py --official CHECKOUT --model l --no-step --no-decode --preset fast --save
 
 CHECKOUT is a clone of github.com/haidog-yaqub/EzAudio (pip install einops diffusers pyyaml). Its modules get the random
 weights that the bundles were exported from (ezaudio-export --random-weights; without --bundle they are exported into
@@ -15,10 +16,13 @@ four timesteps, decoded samples and whole clips likewise, and a difference beyon
 code runs in a process of its own, as its users run it, and does nothing while it is not its turn. Sides run in turn; a
 ratio is the median over the rounds of official ÷ ours of the same round. `--plain` adds the plain ONNX export of the
 PyTorch model. Clips are made without noise in the steps, where the official code gives numbers at any count.
+`--preset` times one clip of 100 steps by the official code, ten minutes for L, and clips with the preset before and
+after it; clips of two steps are compared first.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,7 +31,7 @@ import click
 import numpy as np
 import torch
 from elsewhere import BundleDecoder, Elsewhere
-from measure import cores, hardware_line, interleave, require, rounds_option, save_option, told, write_row
+from measure import cores, hardware_line, interleave, require, rounds_option, save_option, spread, told, write_row
 from models import (
     MAX_RELATIVE_L2,
     MIN_COSINE,
@@ -43,14 +47,17 @@ from models import (
 )
 from official_code import OfficialSide
 from plain import PlainStep
+from timing import Timing
 
 from ezaudio.checkpoints import ModelSource
 from ezaudio.runtime import TextToAudio
+from ezaudio.runtime.decoding import decode_parts
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.measures import measure
 
 OFFICIAL = "official fp32"
 MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows with every step
+DEFAULT_STEPS = 100  # of the official code
 
 
 @click.command(help=__doc__)
@@ -71,6 +78,7 @@ MAX_CLIP_ERROR = 1e-2  # of samples after a whole loop in fp32: rounding grows w
     help="Time the decoder of this bundle on the backend openvino, too, in a process of its own.",
 )
 @click.option("--clip-steps", type=click.IntRange(min=1), help="Time whole clips of so many steps, too.")
+@click.option("--preset", metavar="NAME", help="Time whole clips of 100 official steps against this preset, too.")
 @rounds_option
 @save_option
 def main(
@@ -84,6 +92,7 @@ def main(
     plain: bool,
     openvino: Path | None,
     clip_steps: int | None,
+    preset: str | None,
     rounds: int,
     save: Path | None,
 ) -> None:
@@ -107,6 +116,8 @@ def main(
             write_row(common | measure_decode(official, source, bundles, openvino, duration_s, rounds), save)
         if clip_steps is not None:
             write_row(common | measure_clip(official, source, bundles, duration_s, clip_steps, rounds), save)
+        if preset is not None:
+            write_row(common | measure_preset(official, source, bundles, duration_s, preset, rounds), save)
     official.close()
 
 
@@ -161,7 +172,7 @@ def measure_decode(
     for precision, bundle in bundles.items():
         bundle.sessions.release()
         precisions[f"ours {precision}"] = precision
-        sides[f"ours {precision}"] = lambda bundle=bundle: bundle.sessions.run("decoder", latents=latents)["audio"]  # type: ignore[misc]
+        sides[f"ours {precision}"] = lambda bundle=bundle: decoded(bundle, latents)  # type: ignore[misc]
     if openvino is not None:
         manifest = read_manifest(openvino, verify=False)
         if manifest.origin != source.origin:
@@ -179,6 +190,13 @@ def measure_decode(
     return _timed("decode", sides, parity, rounds)
 
 
+def decoded(bundle: Bundle, latents: np.ndarray) -> np.ndarray:
+    """Samples (1, T), as a clip's are made: in parts that bound its memory."""
+    vae = bundle.config.vae
+    whole: Callable[[np.ndarray], np.ndarray] = lambda part: bundle.sessions.run("decoder", latents=part)["audio"]  # type: ignore[assignment,return-value]  # noqa: E731
+    return decode_parts(whole, latents, latents.shape[2] * vae.hop, vae)[None]
+
+
 def measure_clip(
     official: Elsewhere, source: ModelSource, bundles: dict[str, Bundle], duration_s: float, steps: int, rounds: int
 ) -> dict[str, Any]:
@@ -190,19 +208,58 @@ def measure_clip(
     for precision, bundle in bundles.items():
         bundle.sessions.release()
         model = TextToAudio(bundle.folder, verify=False, backend="onnxruntime")
-
-        def ours(model: TextToAudio = model) -> np.ndarray:
-            model._conditioning.forget()
-            settings = {"duration_s": duration_s, "num_steps": steps, "eta": 0.0, "solver": "ddim", "seed": 1}
-            return model.generate(PROMPT, **settings).samples[0]  # type: ignore[arg-type]
-
-        sides[f"ours {precision}"] = ours
+        sides[f"ours {precision}"] = ours = _clip(model, duration_s, {"num_steps": steps, "eta": 0.0, "solver": "ddim"})
         cosine, relative_l2 = measure(ours(), expected)
         parity[f"ours {precision}"] = {"cosine": cosine, "relative_l2": relative_l2}
         print(f"clip of ours {precision}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
         if precision == "fp32":  # the others are judged step by step: loops drift apart however small the error
             require("clip in fp32", relative_l2, MAX_CLIP_ERROR)
     return _timed("clip", sides, parity, rounds) | {"num_steps": steps}
+
+
+def measure_preset(
+    official: Elsewhere, source: ModelSource, bundles: dict[str, Bundle], duration_s: float, preset: str, rounds: int
+) -> dict[str, Any]:
+    """C5: one clip of the official code at its own number of steps, and half of the rounds of ours on each side."""
+    frames = round(duration_s * source.config.vae.latent_rate)
+    official.call("prepare_clip", frames, 2, 1)
+    expected = official.call("clip")
+    sides: dict[str, Callable[[], Any]] = {}
+    parity = {}
+    for precision, bundle in bundles.items():
+        bundle.sessions.release()
+        model = TextToAudio(bundle.folder, verify=False, backend="onnxruntime")
+        two = {"num_steps": 2, "eta": 0.0, "solver": "ddim"}
+        cosine, relative_l2 = measure(_clip(model, duration_s, two)(), expected)
+        parity[f"ours {precision}"] = {"cosine": cosine, "relative_l2": relative_l2}
+        print(f"two steps of ours {precision}: cosine {cosine:.6f}, relative L2 {relative_l2:.1e}")
+        if precision == "fp32":
+            require("two steps in fp32", relative_l2, MAX_CLIP_ERROR)
+        sides[f"ours {precision}"] = _clip(model, duration_s, {"preset": preset})
+    before = interleave(sides, rounds // 2)
+    official.call("prepare_clip", frames, DEFAULT_STEPS, 1)
+    start = time.perf_counter()
+    official.call("clip")
+    seconds = {OFFICIAL: [time.perf_counter() - start]}
+    after = interleave(sides, rounds - rounds // 2)
+    seconds |= {side: before.seconds[side] + after.seconds[side] for side in sides}
+    timing = Timing(before.warm_up, seconds)
+    ratios = {side: spread([seconds[OFFICIAL][0] / ours for ours in seconds[side]]) for side in sides}
+    print(f"{DEFAULT_STEPS} steps of the {OFFICIAL} {seconds[OFFICIAL][0]:.1f} s")
+    for side, ratio in ratios.items():
+        print(f"{preset}: {side} {timing.median(side):.3f} s, official ÷ ours {told(ratio)}")
+    row = {"benchmark": "official", "case": "preset", "preset": preset, "num_steps": DEFAULT_STEPS}
+    return row | {"official_over": ratios, "parity": parity} | timing.fields()
+
+
+def _clip(model: TextToAudio, duration_s: float, settings: dict[str, Any]) -> Callable[[], np.ndarray]:
+    """Prompt → samples (T,), nothing kept of the clip before but open sessions."""
+
+    def run() -> np.ndarray:
+        model._conditioning.forget()
+        return model.generate(PROMPT, duration_s=duration_s, seed=1, **settings).samples[0]
+
+    return run
 
 
 def _timed(

@@ -158,10 +158,12 @@ def checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.mark.slow
 def test_official(debug_bundle: Path, checkout: Path, tmp_path: Path) -> None:
     arguments = ("--official", checkout, "--model", "debug", "--bundle", debug_bundle, "--plain", "--clip-steps", 2)
-    result = run("official", *arguments, *SHORT, "--save", tmp_path)
+    result = run("official", *arguments, "--preset", "fast", *SHORT, "--save", tmp_path)
     assert result.exit_code == 0, result.output
-    step, decode, clip = rows(tmp_path, "official")
-    assert [row["case"] for row in (step, decode, clip)] == ["step", "decode", "clip"]
+    step, decode, clip, preset = rows(tmp_path, "official")
+    assert [row["case"] for row in (step, decode, clip, preset)] == ["step", "decode", "clip", "preset"]
+    assert {side: len(seconds) for side, seconds in preset["rounds"].items()} == {"official fp32": 1, "ours fp32": 7}
+    assert preset["official_over"]["ours fp32"]["median"] > 1
     assert set(step["official_over"]) == {"plain fp32", "ours fp32"}
     assert step["parity"]["ours fp32"]["relative_l2"] < 1e-4  # measured 3e-6
     assert clip["parity"]["ours fp32"]["relative_l2"] < 1e-4  # measured 1e-6
@@ -308,8 +310,8 @@ def fixture_rows() -> list[dict[str, Any]]:
     clip = {"step_s": 2.0, "decode_s": 3.0, "total_s": 203.0, "outside_share": 0.004}
     usual = {"num_steps": 100, "backend": "onnxruntime", "bundle_bytes": 1e9, "peak_memory_mib": 2500.0}
     return [
-        {"benchmark": "official", "case": case, **model, **timed, **machine, "num_steps": 100}
-        for case in ("step", "decode", "clip")
+        {"benchmark": "official", "case": case, **model, **timed, **machine, "num_steps": 100, "preset": "fast"}
+        for case in ("step", "decode", "clip", "preset")
     ] + [
         {"benchmark": "denoiser", "case": "step", **model, "precision": "fp32", "profile": profile, **machine}
         | {"over_ours": {"unhoisted": {"median": 1.07, "p20": 1.06, "p80": 1.08}}},
@@ -360,13 +362,14 @@ def test_report_tells_what_was_measured(tree: Path) -> None:
         "C1": "L 1.60 (1.60 to 1.60)",
         "C2": "L 4.00 (4.00 to 4.00), cosine 0.99950",
         "C4": "L fp32 1.07 (1.06 to 1.08)",
-        "C5": "L int8 25.00 (24.00 to 26.00), clips of 10 s",
+        "C5": "L plain fp32 1.14 (1.14 to 1.14), fp32 1.60 (1.60 to 1.60), int8 4.00 (4.00 to 4.00)",
         "C6": "L int8 0.40%",
         "C7": "2.00 s; 2.00 s",
         "C8": "L int8 low memory 1.15",
         "C9": "not measured",
     }.items():
         assert f"| {value} |" in measured[name]
+    assert "| L int8 25.00 (24.00 to 26.00), clips of 10 s |" in page
     assert "| XL, loop | 45 % | 60 % | 50.0% (49.0% to 51.0%); 300 ms | 1.573 TFLOP a step |" in page
     assert "| XL, loop | 60 % | 70 % | failed: broke | 12.59 TFLOP a step |" in page
     assert "| L, loop | 45 % | 60 % | not measured | 1.078 TFLOP a step |" in page
@@ -377,7 +380,7 @@ def test_report_tells_what_was_measured(tree: Path) -> None:
 
 
 def test_report_takes_the_newest_row(tree: Path) -> None:
-    newer = {**fixture_rows()[5], "official_over_preset": {"median": 30.0, "p20": 29.0, "p80": 31.0}}
+    newer = {**fixture_rows()[6], "official_over_preset": {"median": 30.0, "p20": 29.0, "p80": 31.0}}
     with (tree / "results" / "all.jsonl").open("a") as file:
         file.write(json.dumps(newer) + "\n")
     report(tree)
