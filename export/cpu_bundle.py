@@ -7,6 +7,7 @@ with prompts that the scan of `sensitivity` did not see; all others by their out
 from __future__ import annotations
 
 import json
+import tempfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
+import onnxruntime as ort
 
 from ezaudio.export import cpu_fusions, lint, onnx_writer, precision, sensitivity
 from ezaudio.export.certificate import CORPUS, Scope, compare_graphs
 from ezaudio.runtime import manifest as manifests
-from ezaudio.runtime.emulation import open_session
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Check, Manifest
 from ezaudio.runtime.measures import measure
-from ezaudio.runtime.session import GraphSessions
+from ezaudio.runtime.session import CPU, GraphSessions
 from ezaudio.runtime.teacher_forcing import MODES, Point, TeacherForced
 
 if TYPE_CHECKING:
@@ -86,23 +87,44 @@ def _write_graphs(
     """Rewrite every graph, with its weights in a file of the name that they have in the reference."""
     writers: dict[str, onnx_writer.WeightFile] = {}
     for name, entry in system.manifest.graphs.items():
-        for level in TEXT_LEVELS:
-            model = ir.load(reference / entry.file)
-            file = onnx_writer.weights_file(model, name)
-            cpu_fusions.apply(model)
-            levels = {} if choice is None else _of_parts(model, choice.levels)
-            precision.apply(model, name, precision_name, levels, level)
-            if precision_name != "int8" or level == TEXT_LEVELS[-1] or _fits(system, reference, name, model):
-                break
-        if choice is not None and name == "denoiser":
-            model.metadata_props[SCAN_KEY] = json.dumps(choice.to_dict())
-        if file not in writers:
-            writers[file] = onnx_writer.WeightFile(folder / file)
-        onnx_writer.write(model, folder / entry.file, writers[file])
+        with tempfile.TemporaryDirectory(dir=folder) as trial:
+            model, file = _rewritten(system, reference, name, precision_name, choice, Path(trial))
+            if choice is not None and name == "denoiser":
+                model.metadata_props[SCAN_KEY] = json.dumps(choice.to_dict())
+            if file not in writers:
+                writers[file] = onnx_writer.WeightFile(folder / file)
+            onnx_writer.write(model, folder / entry.file, writers[file])
     for writer in writers.values():
         writer.close()
         if writer.path.stat().st_size == 0:
             writer.path.unlink()
+
+
+def _rewritten(
+    system: TeacherForced,
+    reference: Path,
+    name: str,
+    precision_name: str,
+    choice: sensitivity.Choice | None,
+    trial: Path,
+) -> tuple[ir.Model, str]:
+    """A graph in the precision, and the name of its weights' file. Of text, the first of TEXT_LEVELS that fits; what
+    was tried lies in the folder `trial`, for weights in memory may not be more than 2 GB."""
+    for level in TEXT_LEVELS:
+        model = ir.load(reference / system.manifest.graphs[name].file)
+        file = onnx_writer.weights_file(model, name)
+        cpu_fusions.apply(model)
+        levels = {} if choice is None else _of_parts(model, choice.levels)
+        precision.apply(model, name, precision_name, levels, level)
+        of_text = name == "text_encoder" or name.endswith("conditioner")
+        if precision_name != "int8" or not of_text or level == TEXT_LEVELS[-1]:
+            break
+        weights = onnx_writer.WeightFile(trial / f"{level}.weights")
+        onnx_writer.write(model, trial / f"{level}.onnx", weights)
+        weights.close()
+        if _fits(system, name, trial / f"{level}.onnx"):
+            break
+    return model, file
 
 
 def _of_parts(model: ir.Model, levels: dict[str, str]) -> dict[str, str]:
@@ -112,14 +134,15 @@ def _of_parts(model: ir.Model, levels: dict[str, str]) -> dict[str, str]:
     return {name: level for name, level in found.items() if level is not None}
 
 
-def _fits(system: TeacherForced, reference: Path, name: str, model: ir.Model) -> bool:
+def _fits(system: TeacherForced, name: str, path: Path) -> bool:
     """Whether a graph of text, its products of integers, is close enough to fp32 on every prompt.
 
     Attention of a T5 does not scale its scores, so that on some prompts a small error picks another token.
     """
-    if name != "text_encoder" and not name.endswith("conditioner"):
-        return True
-    session = open_session(ir.to_proto(model), reference, None)
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    session = ort.InferenceSession(str(path), options, providers=[CPU])
     for text in (*SCAN_PROMPTS, *PROMPTS):
         ids = np.array([system.conditioning.tokenizer.encode(text).ids], np.int64)
         inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
