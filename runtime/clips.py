@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
@@ -53,6 +56,23 @@ class Clips(Protocol):
         """What keeps a clip's memory is no longer needed; called after a clip that was decoded in chunks."""
 
 
+class _Ahead:
+    """Draws of a source in order, up to two of them made before they are asked for: while the model runs."""
+
+    def __init__(self, drawing: Executor, source: NoiseSource, shape: tuple[int, ...], count: int) -> None:
+        self._waiting: deque[Future[Float32]] = deque()
+        self._begin = lambda draw: self._waiting.append(drawing.submit(source.draw, draw, shape))
+        self._left = iter(range(count))
+        for draw in islice(self._left, 2):
+            self._begin(draw)
+
+    def next(self) -> Float32:
+        drawn = self._waiting.popleft().result()
+        for draw in islice(self._left, 1):
+            self._begin(draw)
+        return drawn
+
+
 class GraphByGraph:
     """Conditions, denoises and decodes in turn: for any backend that runs graphs and the loop.
 
@@ -82,6 +102,16 @@ class GraphByGraph:
 
     def latents(self, settings: Settings, given: Given, on_step_done: OnStepDone) -> Float32:
         plan = plan_of(settings, self._config)
+        source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
+        with ThreadPoolExecutor(1) as drawing:
+            count = 1 + plan.num_steps if plan.draws_noise else 1
+            return self._latents(
+                settings, plan, given, _Ahead(drawing, source, given.latents.shape, count), on_step_done
+            )
+
+    def _latents(
+        self, settings: Settings, plan: SolverPlan, given: Given, ahead: _Ahead, on_step_done: OnStepDone
+    ) -> Float32:
         controlled = given.energy is not None
         kept = self._sessions.run("frame_bias", given=given.latents, mask=given.mask)
         kept["guidance_scale"] = np.array([settings.guidance_scale], np.float32)
@@ -90,13 +120,9 @@ class GraphByGraph:
         name = "denoiser_controlled" if controlled else "denoiser"
         denoiser = self._step_graph(name, settings, plan, kept, rows)
         control = self._control(settings, given, plan) if controlled else None
-        source: NoiseSource = (TorchNoise if settings.noise == "torch" else PhiloxNoise)(settings.seed)
-        shape = given.latents.shape
-        start = source.draw(0, shape)
-        noise: Callable[[int], Float32] | None = None
-        if plan.draws_noise:
-            noise = lambda step: source.draw(step + 1, shape)  # noqa: E731
+        start = ahead.next()
         self.close()
+        noise: Callable[[int], Float32] | None = (lambda step: ahead.next()) if plan.draws_noise else None
         latents = self._sessions.denoise(denoiser, control, start, noise, on_step_done)
         self.close()
         return np.where(given.mask[:, None], latents, given.latents)

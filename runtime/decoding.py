@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 FIRST_CHUNKS_A_SECOND = 4  # the first chunk is short, for a quick start; each later one is half as long again
 LONGEST_CHUNK_S = 4
-# Half the memory of 10 s at once, in 6 % more time: frames at both ends of a part are decoded twice.
-LONGEST_PART_S = 5
+# A third of the memory of 10 s at once, in 9 % more time: frames at both ends of a part are decoded twice.
+LONGEST_PART_S = 4
 
 EDGE_REACH = 3  # of the convolutions with kernel 7 at both ends
 RESIDUAL_REACH = 3 * (1 + 3 + 9)  # of the three residual units of a block: kernel 7, dilations 1, 3 and 9

@@ -42,9 +42,9 @@ inline std::vector<Span> chunk_bounds(std::int64_t num_samples, std::int64_t sam
     return chunks;
 }
 
-/// Equal parts of a clip, as few as keep each to 5 s: what bounds the memory of decoding.
+/// Equal parts of a clip, as few as keep each to 4 s: what bounds the memory of decoding.
 inline std::vector<Span> part_bounds(std::int64_t num_samples, std::int64_t sample_rate) {
-    const std::int64_t longest = 5 * sample_rate, count = (num_samples + longest - 1) / longest;
+    const std::int64_t longest = 4 * sample_rate, count = (num_samples + longest - 1) / longest;
     std::vector<Span> parts;
     for (std::int64_t part = 0; part < count; ++part) {
         parts.push_back({num_samples * part / count, num_samples * (part + 1) / count});

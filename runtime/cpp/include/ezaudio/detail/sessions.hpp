@@ -200,7 +200,9 @@ private:
         }
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
         try {
-            environment_.CreateAndRegisterAllocator(memory, nullptr);
+            // One region for a step or a part of a decode, and no tensor takes more of a free piece than it needs.
+            constexpr int region = 1 << 28, wasted = 1 << 20;
+            environment_.CreateAndRegisterAllocator(memory, Ort::ArenaCfg(0, -1, region, wasted));
         } catch (const Ort::Exception&) {
             // One is registered already, by another bundle or by the application: it serves as well.
         }
