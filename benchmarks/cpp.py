@@ -1,7 +1,7 @@
 """The C++ runtime against the Python runtime on one bundle: whole clips, and how soon a clip can be heard.
 
     python benchmarks/cpp.py --build BUILD --steps 25                  # BUILD: where CMake built runtime/cpp
-    python benchmarks/cpp.py --build BUILD --bundle DIR --save benchmarks/results/cpp.jsonl
+    python benchmarks/cpp.py --build BUILD --bundle DIR --save
 
 Each run is a process of its own that opens the bundle, makes one clip to warm up and then `--clips` more; runs of the
 two languages alternate. Samples must be equal before a ratio is printed. `first chunk` is the time from the last step
@@ -10,15 +10,13 @@ to the first quarter of a second of sound, `decode` that to the whole clip.
 
 from __future__ import annotations
 
-import json
 import statistics
 import subprocess
 import sys
-from importlib.metadata import version
 from pathlib import Path
 
 import click
-from sampling import processor
+from measure import hardware_line, save_option, spread, told, write_row
 
 PYTHON_SIDE = """
 import hashlib, sys, time
@@ -39,11 +37,6 @@ def run(command: list[str], digests: set[str]) -> list[list[float]]:
     return [[float(word) for word in line.split()[:-1]] for line in lines[1:]]
 
 
-def spread(values: list[float]) -> dict[str, float]:
-    deciles = statistics.quantiles(values, n=10, method="inclusive")
-    return {"median": statistics.median(values), "p20": deciles[1], "p80": deciles[7]}
-
-
 @click.command(help=__doc__)
 @click.option("--build", required=True, type=click.Path(path_type=Path, exists=True, file_okay=False))
 @click.option("--bundle", type=click.Path(path_type=Path, exists=True), help="[the packaged model]")
@@ -51,7 +44,7 @@ def spread(values: list[float]) -> dict[str, float]:
 @click.option("--duration", default=10.0, show_default=True)
 @click.option("--clips", default=3, show_default=True, help="A process.")
 @click.option("--pairs", default=7, show_default=True)
-@click.option("--save", type=click.Path(path_type=Path), help="Append the row to a JSON Lines file.")
+@save_option
 def main(
     build: Path, bundle: Path | None, steps: int, duration: float, clips: int, pairs: int, save: Path | None
 ) -> None:
@@ -84,18 +77,13 @@ def main(
         "first_chunk_over_decode": spread([row[2] / row[1] for pair in rows for row in pair["cpp"]]),
         "clip_s": {side: spread(values) for side, values in seconds.items()},
         "pairs": rows,
-        "hardware": processor(),
-        "versions": {name: version(name) for name in ("ezaudio", "onnxruntime", "numpy")},
     }
-    print(f"{result['model']} {result['precision']}, {duration:g} s, {steps} steps; {result['hardware']}")
+    print(f"{result['model']} {result['precision']}, {duration:g} s, {steps} steps; {hardware_line()}")
     for name in ("cpp_over_python", "first_chunk_over_decode"):
-        print(f"{name:24} {result[name]['median']:.3f} ({result[name]['p20']:.3f} to {result[name]['p80']:.3f})")
+        print(f"{name:24} {told(result[name])}")
     for side, values in result["clip_s"].items():
         print(f"{side:24} {values['median']:.3f} s a clip")
-    if save is not None:
-        save.parent.mkdir(parents=True, exist_ok=True)
-        with save.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(result) + "\n")
+    write_row(result, save)
 
 
 if __name__ == "__main__":

@@ -7,9 +7,11 @@ runs alone, as its users run it: then every tensor is new memory that the system
 from __future__ import annotations
 
 import multiprocessing
+import os
 from collections.abc import Callable
-from multiprocessing.connection import Connection
+from multiprocessing.connection import Connection, wait
 from pathlib import Path
+from threading import Thread
 from typing import Any, NamedTuple
 
 import click
@@ -56,7 +58,16 @@ class Elsewhere:
         self._process.join(30)
 
 
+def _end_with_parent() -> None:
+    """A parent that is killed in the middle of a call leaves nobody to read the answer."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    wait([parent.sentinel])
+    os._exit(1)
+
+
 def _serve(pipe: Connection, make: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    Thread(target=_end_with_parent, daemon=True).start()
     try:
         made = make(*args)
         pipe.send(None)

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import secrets
-import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,14 +27,13 @@ from ezaudio.runtime.audio_file import (
 from ezaudio.runtime.command import Command, one_line
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.naming import Destination, file_stem
-from ezaudio.runtime.settings import MAX_PROMPT_CHARS
+from ezaudio.runtime.prompts import check_prompts, read_prompts_file
 from ezaudio.runtime.spectrogram import check_plot_extra, spectrogram_png
 
 if TYPE_CHECKING:
     from ezaudio.runtime.settings import Generation, Settings, Step
     from ezaudio.runtime.text_to_audio import TextToAudio
 
-MAX_PROMPTS_FILE_BYTES = 1_000_000
 MAX_SOUNDS = 10_000
 
 HELP = """Make sound from text.
@@ -201,8 +199,8 @@ def main(
         prompts = (made_with["prompt"],)
     words = prompts if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts) else ()
     if prompts_file is not None:
-        prompts += _read_prompts_file(prompts_file)
-    _check_prompts(prompts)
+        prompts += read_prompts_file(prompts_file)
+    check_prompts(prompts)
     if len(prompts) * variations > MAX_SOUNDS:
         raise InputError(
             f"{len(prompts) * variations:,} sounds asked for, at most {MAX_SOUNDS:,} a run: split the prompts"
@@ -275,41 +273,6 @@ def _generate(model: TextToAudio, settings: Settings, label: str, quiet: bool) -
             bar.update()
 
         return model.generate([settings.prompt], **given, on_step=on_step)
-
-
-def _check_prompts(prompts: tuple[str, ...]) -> None:
-    if not prompts:
-        raise InputError('no prompt: name one, as in ezaudio-run "a dog barks"; ezaudio-run --help has more examples')
-    for number, prompt in enumerate(prompts, start=1):
-        which = f"prompt {number} of {len(prompts)}" if len(prompts) > 1 else "the prompt"
-        if not prompt.strip():
-            raise InputError(f'{which} is blank: describe a sound, as in ezaudio-run "a dog barks"')
-        if len(prompt) > MAX_PROMPT_CHARS:
-            raise InputError(f"{which} has {len(prompt):,} characters, at most {MAX_PROMPT_CHARS:,} fit: shorten it")
-        if any("\ud800" <= character <= "\udfff" for character in prompt):
-            raise InputError(f"{which} is not valid UTF-8: check the encoding of your terminal")
-
-
-def _read_prompts_file(name: str) -> tuple[str, ...]:
-    try:
-        if name == "-":
-            data = sys.stdin.buffer.read(MAX_PROMPTS_FILE_BYTES + 1)
-        else:
-            with open(name, "rb") as file:
-                data = file.read(MAX_PROMPTS_FILE_BYTES + 1)
-    except OSError as error:
-        raise InputError(f"--prompts-file: '{name}' cannot be read ({error.strerror}): name a text file") from error
-    if len(data) > MAX_PROMPTS_FILE_BYTES:
-        raise InputError(f"--prompts-file: '{name}' is larger than {MAX_PROMPTS_FILE_BYTES:,} bytes: split it")
-    try:
-        lines = [line.strip() for line in data.decode("utf-8-sig").splitlines()]
-    except UnicodeDecodeError as error:
-        line = data[: error.start].count(b"\n") + 1
-        raise InputError(f"--prompts-file: line {line} of '{name}' is not UTF-8: save the file as UTF-8") from error
-    prompts = tuple(line for line in lines if line and not line.startswith("#"))
-    if not prompts:
-        raise InputError(f"--prompts-file: '{name}' has no prompts, only blank lines and comments: write one a line")
-    return prompts
 
 
 def _read_source(source: str) -> dict[str, Any]:
