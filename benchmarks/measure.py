@@ -123,12 +123,16 @@ def floor(rounds: int = MIN_ROUNDS) -> dict[str, float]:
     target = np.empty_like(source)
     torch.set_num_threads(cores())
     a, b = torch.from_numpy(x), torch.from_numpy(weight)
+    options = ort.SessionOptions()
+    options.add_session_config_entry(
+        "session.force_spinning_stop", "1"
+    )  # or it would take the cores from the next side
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, model in _product_models(weight).items():
             path = Path(folder, f"{name}.onnx")
             path.write_bytes(model)
-            sessions[name] = ort.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            sessions[name] = ort.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         sides: dict[str, Callable[[], object]] = {
             "ort_fp32": lambda: sessions["fp32"].run(None, {"x": x}),
             "ort_int8": lambda: sessions["int8"].run(None, {"x": x}),

@@ -25,7 +25,6 @@
 #include <cstdint>
 #include <filesystem>
 #include <functional>
-#include <future>
 #include <memory>
 #include <optional>
 #include <string>
@@ -336,19 +335,11 @@ private:
         Ort::Value latents = detail::view(start), clean = detail::view(nothing);
         const Ort::Value noise_input = detail::view(drawn);
         std::optional<Ort::Value> inner;  // what the inner blocks made last, where the next step reuses it
-        const auto draw = [&noise, count](int step) {
-            return std::async(std::launch::async, [&noise, count, step] {
-                return noise->draw(static_cast<std::uint32_t>(step) + 1, count);
-            });
-        };
-        std::future<std::vector<float>> ahead;  // a step's noise is drawn while the step before runs
-        if (plan.draws_noise) ahead = draw(0);
         for (int index = 0; index < settings.num_steps; ++index) {
             const auto row = static_cast<std::size_t>(index);
             const std::int64_t branches = denoiser.num_branches(row);
             if (plan.draws_noise) {
-                const std::vector<float> values = ahead.get();
-                if (index + 1 < settings.num_steps) ahead = draw(index + 1);
+                const std::vector<float> values = noise->draw(static_cast<std::uint32_t>(index) + 1, count);
                 std::copy(values.begin(), values.end(), drawn.data.begin());
             }
             const Ort::Value coefficients = detail::view(plan.rows[row].data(), 6, {6});
