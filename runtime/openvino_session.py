@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     Array = NDArray[np.generic]
     Float32 = NDArray[np.float32]
 
-# Not the denoiser: the worst velocity of nano has a cosine of 0.992 to fp32's so, and int8 on ONNX Runtime takes no longer.
+# Not the denoiser: nano's worst velocity has a cosine of 0.992 to fp32's so, and int8 on ONNX Runtime takes no longer.
 IN_BF16 = "decoder"
 
 
