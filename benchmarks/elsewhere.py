@@ -17,7 +17,9 @@ from typing import Any, NamedTuple
 import click
 import numpy as np
 
+from ezaudio.config import VAEConfig
 from ezaudio.runtime.decoding import decode_parts
+from ezaudio.runtime.denoising import Graphs
 
 
 class _Failure(NamedTuple):
@@ -93,9 +95,14 @@ class BundleDecoder:
         self._sessions = open_sessions(backend, folder, self._manifest, None)
 
     def decode(self, latents: np.ndarray) -> np.ndarray:
-        """(1, C, L) → samples (1, T), in parts, as a clip's are made."""
-        vae = self._manifest.config.vae
-        return decode_parts(self._whole, latents, latents.shape[2] * vae.hop, vae)[None]
+        """(1, C, L) → samples (1, T)."""
+        return decoded(self._sessions, self._manifest.config.vae, latents)
 
-    def _whole(self, latents: np.ndarray) -> np.ndarray:
-        return self._sessions.run("decoder", latents=latents)["audio"]
+
+def decoded(sessions: Graphs, vae: VAEConfig, latents: np.ndarray) -> np.ndarray:
+    """(1, C, L) → samples (1, T), as a clip's are made: in parts that bound its memory."""
+
+    def whole(part: np.ndarray) -> np.ndarray:
+        return sessions.run("decoder", latents=part)["audio"]
+
+    return decode_parts(whole, latents, latents.shape[2] * vae.hop, vae)[None]

@@ -124,9 +124,8 @@ def floor(rounds: int = MIN_ROUNDS) -> dict[str, float]:
     torch.set_num_threads(cores())
     a, b = torch.from_numpy(x), torch.from_numpy(weight)
     options = ort.SessionOptions()
-    options.add_session_config_entry(
-        "session.force_spinning_stop", "1"
-    )  # or it would take the cores from the next side
+    # Threads of a side that has run would go on waiting busily, and keep the next one's from the cores.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
     with tempfile.TemporaryDirectory() as folder:
         sessions = {}
         for name, model in _product_models(weight).items():

@@ -30,7 +30,7 @@ from typing import Any
 import click
 import numpy as np
 import torch
-from elsewhere import BundleDecoder, Elsewhere
+from elsewhere import BundleDecoder, Elsewhere, decoded
 from measure import cores, hardware_line, interleave, require, rounds_option, save_option, spread, told, write_row
 from models import (
     MAX_RELATIVE_L2,
@@ -51,7 +51,6 @@ from timing import Timing
 
 from ezaudio.checkpoints import ModelSource
 from ezaudio.runtime import TextToAudio
-from ezaudio.runtime.decoding import decode_parts
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.measures import measure
 
@@ -172,7 +171,7 @@ def measure_decode(
     for precision, bundle in bundles.items():
         bundle.sessions.release()
         precisions[f"ours {precision}"] = precision
-        sides[f"ours {precision}"] = lambda bundle=bundle: decoded(bundle, latents)  # type: ignore[misc]
+        sides[f"ours {precision}"] = lambda bundle=bundle: decoded(bundle.sessions, bundle.config.vae, latents)  # type: ignore[misc]
     if openvino is not None:
         manifest = read_manifest(openvino, verify=False)
         if manifest.origin != source.origin:
@@ -188,13 +187,6 @@ def measure_decode(
         stored = "fp16" if precision == "int8" else precision  # an int8 bundle's decoder is stored in fp16
         require(f"decoder of {side}", relative_l2, MAX_RELATIVE_L2[stored], cosine, MIN_COSINE[stored])
     return _timed("decode", sides, parity, rounds)
-
-
-def decoded(bundle: Bundle, latents: np.ndarray) -> np.ndarray:
-    """Samples (1, T), as a clip's are made: in parts that bound its memory."""
-    vae = bundle.config.vae
-    whole: Callable[[np.ndarray], np.ndarray] = lambda part: bundle.sessions.run("decoder", latents=part)["audio"]  # type: ignore[assignment,return-value]  # noqa: E731
-    return decode_parts(whole, latents, latents.shape[2] * vae.hop, vae)[None]
 
 
 def measure_clip(

@@ -113,7 +113,7 @@ def targets(results: Results) -> list[str]:
         decoded += f"; backend openvino in bf16: {in_bf16}"
     hoists = results.each("denoiser", "model", case="step", precision="fp32", duration_s=DURATION_S)
     presets = results.each("sampling", "model", "precision", case="preset", preset="fast", num_steps=100)
-    clips = results.each("official", "model", case="preset", preset="fast", num_steps=100, duration_s=DURATION_S)
+    against = results.each("official", "model", case="preset", preset="fast", num_steps=100, duration_s=DURATION_S)
     outside = [
         row
         for row in results.each("sampling", "model", "precision", "preset", case="clip", backend="onnxruntime")
@@ -155,7 +155,7 @@ def targets(results: Results) -> list[str]:
             "whole clip, official code at its 100 steps ÷ preset fast",
             "20",
             "40",
-            "; ".join(map(clip_value, clips)) or NOT_MEASURED,
+            "; ".join(map(clip_value, against)) or NOT_MEASURED,
             f"{run}/official.py --official CHECKOUT --model l --no-step --no-decode --preset fast --save",
         ],
         [

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx_ir as ir
-import onnxruntime as ort
 
 from ezaudio.export import cpu_fusions, lint, onnx_writer, precision, sensitivity
 from ezaudio.export.certificate import CORPUS, Scope, compare_graphs
 from ezaudio.runtime import manifest as manifests
+from ezaudio.runtime.emulation import load_graph, open_session
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.manifest import Check, Manifest
 from ezaudio.runtime.measures import measure
-from ezaudio.runtime.session import CPU, GraphSessions
+from ezaudio.runtime.session import GraphSessions
 from ezaudio.runtime.teacher_forcing import MODES, Point, TeacherForced
 
 if TYPE_CHECKING:
@@ -139,10 +139,7 @@ def _fits(system: TeacherForced, name: str, path: Path) -> bool:
 
     Attention of a T5 does not scale its scores, so that on some prompts a small error picks another token.
     """
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.enable_cpu_mem_arena = False
-    session = ort.InferenceSession(str(path), options, providers=[CPU])
+    session = open_session(load_graph(path), path.parent, None)
     for text in (*SCAN_PROMPTS, *PROMPTS):
         ids = np.array([system.conditioning.tokenizer.encode(text).ids], np.int64)
         inputs: dict[str, Array] = {"input_ids": ids, "attention_mask": np.ones_like(ids)}
