@@ -3,7 +3,7 @@
     x' = x + (1 − gate)·update          n = (x' − μ)/√(σ² + ε)·w + b          h = n·(1 + scale) + shift
 
 μ and σ² are of each row x', in float32. Without `update` x' is x, without `gate` the update is added whole, without
-`scale` h is n. Backward is in `adaln_backward.py`; it needs x' and the update, no statistics.
+`scale` h is n. Backward is in `adaln_backward.py`; it needs x', the update, and μ and 1/√(σ² + ε) of each row.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ NORM_TILE = {"rows": 4, "warps": 8}
 @triton.jit
 def _residual_norm_fwd_kernel(
     x_ptr: tl.pointer_type,  # (B, L, D)
-    update_ptr: tl.pointer_type,  # (B, L, D), or (P, L, D) where the other rows are constant
-    constant_ptr: tl.pointer_type,  # (B − P, D), the update of every token of a row after the first P
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    second_ptr: tl.pointer_type,  # (P, L, D), added whole
+    constant_ptr: tl.pointer_type,  # (B − P, D), added to every token of a row after the first P
     gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
     weight_ptr: tl.pointer_type,  # (D,)
     bias_ptr: tl.pointer_type,  # (D,)
@@ -34,6 +35,7 @@ def _residual_norm_fwd_kernel(
     scale_ptr: tl.pointer_type,  # (B, D) float32, rows shift_stride apart
     sum_ptr: tl.pointer_type,  # (B, L, D) x'
     out_ptr: tl.pointer_type,  # (B, L, D) h
+    stats_ptr: tl.pointer_type,  # (B, 2, L) float32: μ, 1/√(σ² + ε)
     length: int,
     varied: int,  # P
     gate_stride: int,
@@ -43,9 +45,12 @@ def _residual_norm_fwd_kernel(
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
-    HAS_CONSTANT: tl.constexpr,
     HAS_GATE: tl.constexpr,
+    HAS_SECOND: tl.constexpr,
+    HAS_CONSTANT: tl.constexpr,
+    KEPT: tl.constexpr,  # x' is written, not h alone
     MODULATED: tl.constexpr,
+    TRAINED: tl.constexpr,
 ) -> None:
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -56,23 +61,29 @@ def _residual_norm_fwd_kernel(
 
     x = tl.load(x_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     if HAS_UPDATE:
-        if HAS_CONSTANT:
-            if batch < varied:
-                update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-            else:
-                constant = tl.load(constant_ptr + (batch - varied) * WIDTH + column, mask=valid, other=0.0)
-                update = tl.broadcast_to(constant.to(tl.float32)[None, :], (ROWS, BLOCK))
-        else:
-            update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if HAS_GATE:
             update *= 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]
-        stored = narrow(x + update, sum_ptr.dtype.element_ty)
+        x += update
+    if HAS_CONSTANT:
+        if batch < varied:
+            x += tl.load(second_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        else:
+            constant = tl.load(constant_ptr + (batch - varied) * WIDTH + column, mask=valid, other=0.0)
+            x += tl.broadcast_to(constant.to(tl.float32)[None, :], (ROWS, BLOCK))
+    elif HAS_SECOND:
+        x += tl.load(second_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    if KEPT:
+        stored = narrow(x, sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + offset, stored, mask=mask)
         x = stored.to(tl.float32)  # what backward reads
 
     mean = tl.sum(x, axis=1) / WIDTH
     centred = tl.where(mask, x - mean[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + EPS)
+    if TRAINED:
+        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
+        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
     weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
     out = centred * inverse[:, None] * weight[None, :] + bias[None, :]
@@ -87,7 +98,7 @@ def _residual_norm_fwd_kernel(
     "ezaudio::residual_norm",
     mutates_args=(),
     schema="(Tensor x, Tensor? update, Tensor? gate, Tensor weight, Tensor bias, Tensor? shift, Tensor? scale)"
-    " -> (Tensor, Tensor)",
+    " -> (Tensor, Tensor, Tensor)",
 )
 def _residual_norm(
     x: Tensor,
@@ -97,41 +108,44 @@ def _residual_norm(
     bias: Tensor,
     shift: Tensor | None,
     scale: Tensor | None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor]:
     batch, length, width = x.shape
     tile = tile_shape(width, **NORM_TILE)
-    total, out = _residual_norm_fake(x, update)
+    total, out, stats = _residual_norm_fake(x, update)
     _residual_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), batch)](
-        x, update, None, gate, weight, bias, shift, scale, total, out,
+        x, update, None, None, gate, weight, bias, shift, scale, total, out, stats,
         length, batch, batch_stride(gate), batch_stride(shift, scale),
         WIDTH=width, EPS=NORM_EPS, **tile,
-        HAS_UPDATE=update is not None, HAS_CONSTANT=False, HAS_GATE=gate is not None, MODULATED=shift is not None,
+        HAS_UPDATE=update is not None, HAS_GATE=gate is not None, HAS_SECOND=False, HAS_CONSTANT=False,
+        KEPT=update is not None, MODULATED=shift is not None, TRAINED=True,
     )  # fmt: skip
-    return total, out
+    return total, out, stats
 
 
 @_residual_norm.register_fake
-def _residual_norm_fake(x: Tensor, update: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor]:
-    return x.new_empty(x.shape if update is not None else (0,)), x.new_empty(x.shape)
+def _residual_norm_fake(x: Tensor, update: Tensor | None, *_: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    stats = x.new_empty((x.shape[0], 2, x.shape[1]), dtype=torch.float32)
+    return x.new_empty(x.shape if update is not None else (0,)), x.new_empty(x.shape), stats
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
     x, update, gate, weight, bias, _, scale = inputs
     ctx.has_update = update is not None
     ctx.update_dtype = None if update is None else update.dtype
     total = x if update is None else output[0]
-    ctx.save_for_backward(total, None if gate is None else update, gate, weight, bias, scale)
+    ctx.save_for_backward(total, output[2], None if gate is None else update, gate, weight, bias, scale)
+    ctx.mark_non_differentiable(output[2])
 
 
-def _backward(ctx: Any, dsum: Tensor, dout: Tensor) -> tuple[Tensor | None, ...]:
-    total, update, gate, weight, bias, scale = ctx.saved_tensors
-    dx, dupdate, (dweight, dbias), (dshift, dscale, dgate) = residual_norm_backward(
-        dsum.contiguous() if ctx.has_update else None, dout.contiguous(), total, update, gate, weight, bias, scale
+def _backward(ctx: Any, dsum: Tensor, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    total, stats, update, gate, weight, bias, scale = ctx.saved_tensors
+    dtotal = dsum.contiguous() if ctx.has_update else None
+    dx, dupdate, dweight, dbias, dshift, dscale, dgate = residual_norm_backward(
+        dtotal, dout.contiguous(), total, stats, update, gate, weight, bias, scale
     )
     if gate is None:
         dupdate, dgate = dx.to(ctx.update_dtype) if ctx.has_update else None, None
-    parameters = dweight.to(weight.dtype), dbias.to(bias.dtype)
-    return dx, dupdate, dgate, *parameters, *((None, None) if scale is None else (dshift, dscale))
+    return dx, dupdate, dgate, dweight, dbias, *((None, None) if scale is None else (dshift, dscale))
 
 
 _residual_norm.register_autograd(_backward, setup_context=_setup)
@@ -160,5 +174,5 @@ def residual_norm(
     assert (shift is None) == (scale is None)
     assert gate is None or update is not None
     x = x.contiguous()
-    total, out = _residual_norm(x, None if update is None else update.contiguous(), gate, weight, bias, shift, scale)
+    total, out, _ = _residual_norm(x, None if update is None else update.contiguous(), gate, weight, bias, shift, scale)
     return (x if update is None else total), out

@@ -33,6 +33,7 @@ from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow, product
 
 LOG2_E = math.log2(math.e)
+MANY = 4  # programs for a multiprocessor, from which on a larger block of queries is faster
 LOWEST = tl.constexpr(-1e30)  # start of the running maximum: finite, so that −∞ − LOWEST is −∞ and never NaN
 
 
@@ -135,12 +136,18 @@ def _attention(
     return attend_packed(q, packed, v, q_weight, q_bias, cos, sin, key_mask, 1 / math.sqrt(q.shape[3]))
 
 
-def forward_tile(dtype: torch.dtype, tail: int) -> dict[str, int]:
-    """Tile sizes and warps: the fastest on an H100, and elsewhere a like one, that spill no registers."""
+def forward_tile(dtype: torch.dtype, tail: int, length: int, heads: int) -> dict[str, int]:
+    """Tile sizes and warps: the fastest on an H100, and elsewhere a like one, that spill no registers.
+
+    Args:
+        heads: of all rows of the batch.
+    """
     if dtype == torch.float32:
         return {"BLOCK_Q": 32, "BLOCK_K": 32, "num_warps": 4, "num_stages": 2 if target.is_hopper() else 1}
     if tail and not target.is_hopper():
         return {"BLOCK_Q": 128, "BLOCK_K": 32, "num_warps": 8, "num_stages": 3}
+    if tail and triton.cdiv(length, 128) * heads >= MANY * target.multiprocessors():
+        return {"BLOCK_Q": 128, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
     return {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
 
 
@@ -159,7 +166,7 @@ def attend_packed(
     batch, heads, length, width = q.shape
     keys = v.shape[2]
     main, tail = tile_widths(width)
-    tile = forward_tile(q.dtype, tail)
+    tile = forward_tile(q.dtype, tail, length, batch * heads)
     out, lse = _attention_fake(q, packed_k, v)
     q, v = head_rows(q), head_rows(v)
     unit = head_unit(q, v)

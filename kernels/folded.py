@@ -28,32 +28,57 @@ def norm(
     dtype: torch.dtype,
     update: Tensor | None = None,
     gate: Tensor | None = None,
+    second: Tensor | None = None,
     constant: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """x' = x + (1 − gate)·update and h = LN(x').
+    """x' = x + (1 − gate)·update + second and h = LN(x').
 
     Args:
-        x, update: (R, L, D) contiguous. Without an update x' is x.
-        constant: (R − P, D) contiguous: the update of every token of the last rows, where `update` is (P, L, D).
+        x, update: (R, L, D) contiguous. With nothing to add x' is x.
         weight, bias: (D,) float32, contiguous.
         dtype: of h.
         gate: (D,) float32, contiguous; None adds the update whole.
+        second: (P, L, D) contiguous: of the first rows.
+        constant: (R − P, D) contiguous: what is added to every token of the last rows instead.
 
     Returns:
-        x', h: (R, L, D), x' in float32 where there is an update.
+        x', h: (R, L, D), x' in float32 where something was added.
     """
+    added = update is not None or second is not None
+    total = torch.empty_like(x, dtype=torch.float32) if added else x
+    return total, _norm(x, weight, bias, dtype, update, gate, second, constant, total if added else None)
+
+
+def norm_alone(
+    x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype, update: Tensor, gate: Tensor | None = None
+) -> Tensor:
+    """h of `norm` where x' is needed later and made again there: reading its terms twice moves fewer bytes."""
+    return _norm(x, weight, bias, dtype, update, gate, None, None, None)
+
+
+def _norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    dtype: torch.dtype,
+    update: Tensor | None,
+    gate: Tensor | None,
+    second: Tensor | None,
+    constant: Tensor | None,
+    total: Tensor | None,
+) -> Tensor:
     rows, length, width = x.shape
     tile = tile_shape(width, **NORM_TILE)
-    total = x if update is None else torch.empty_like(x, dtype=torch.float32)
     out = torch.empty_like(x, dtype=dtype)
-    varied = rows if update is None else len(update)
+    varied = rows if second is None else len(second)
     assert varied + (0 if constant is None else len(constant)) == rows
     _residual_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), rows)](
-        x, update, constant, gate, weight, bias, None, None, total, out, length, varied, 0, 0,
-        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, HAS_CONSTANT=varied < rows,
-        HAS_GATE=gate is not None, MODULATED=False, **tile,
+        x, update, second, constant, gate, weight, bias, None, None, total, out, None, length, varied, 0, 0,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, HAS_GATE=gate is not None,
+        HAS_SECOND=second is not None, HAS_CONSTANT=varied < rows, KEPT=total is not None,
+        MODULATED=False, TRAINED=False, **tile,
     )  # fmt: skip
-    return total, out
+    return out
 
 
 def skip_norm(
@@ -71,8 +96,8 @@ def skip_norm(
     tile = tile_shape(width, **SKIP_TILE)
     out = x.new_empty((rows, length, 2 * width), dtype=dtype)
     _skip_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), rows)](
-        x, update, gate, skip, weight, bias, out, length, 0,
-        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, **tile,
+        x, update, gate, skip, weight, bias, out, None, length, 0,
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, TRAINED=False, **tile,
     )  # fmt: skip
     return out
 

@@ -8,7 +8,7 @@ r = 1/√(σ² + ε), z = [x', skip], ẑ = (z − μ)·r, g = dh·w and means o
     dz = r·(g − mean(g) − ẑ·mean(g·ẑ))      [dx, dskip] = dz      dupdate = (1 − gate)·dx      dgate = −Σ dx·update
     dw = Σ dh·ẑ                             db = Σ dh
 
-Sums over rows are added up per program and then over programs in a fixed order: no atomics.
+Backward keeps μ and r of each row; what programs have summed over rows, `row_sums.py` adds.
 """
 
 from __future__ import annotations
@@ -20,12 +20,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels.adaln_backward import backward_tile, batch_stride, rows_per_program, tile_shape
+from ezaudio.kernels.adaln_backward import batch_stride, tile_shape
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
+from ezaudio.kernels.row_sums import add_programs, backward_tile, empty_sums, rows_per_program, sum_pair
 
-PARTIALS = 5  # db and dw of both halves, dgate
 SKIP_TILE = {"rows": 2, "warps": 4}
+
+Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
 
 
 @triton.jit
@@ -55,6 +57,7 @@ def _skip_norm_fwd_kernel(
     weight_ptr: tl.pointer_type,  # (2D,)
     bias_ptr: tl.pointer_type,  # (2D,)
     out_ptr: tl.pointer_type,  # (B, L, 2D) h
+    stats_ptr: tl.pointer_type,  # (B, 2, L) float32: μ, r
     length: int,
     gate_stride: int,
     WIDTH: tl.constexpr,  # D
@@ -62,6 +65,7 @@ def _skip_norm_fwd_kernel(
     ROWS: tl.constexpr,
     EPS: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
+    TRAINED: tl.constexpr,
 ) -> None:
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -79,6 +83,9 @@ def _skip_norm_fwd_kernel(
     x = tl.where(mask, x - mean[:, None], 0.0)
     skip = tl.where(mask, skip - mean[:, None], 0.0)
     inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
+    if TRAINED:
+        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
+        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
     weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
     weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
     bias_x = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
@@ -97,18 +104,18 @@ def _skip_norm_bwd_kernel(
     update_ptr: tl.pointer_type,  # (B, L, D)
     gate_ptr: tl.pointer_type,  # (B, D) float32, rows gate_stride apart
     skip_ptr: tl.pointer_type,  # (B, L, D)
+    stats_ptr: tl.pointer_type,  # (B, 2, L) float32: μ, r
     weight_ptr: tl.pointer_type,  # (2D,)
     dx_ptr: tl.pointer_type,  # (B, L, D)
     dupdate_ptr: tl.pointer_type,  # (B, L, D)
     dskip_ptr: tl.pointer_type,  # (B, L, D)
-    partial_ptr: tl.pointer_type,  # (B, P, 5, D) float32: db and dw of x', of skip, then dgate
+    partial_ptr: tl.pointer_type,  # (B, P, 4D or 5D) float32: db of x' and skip, dw of both, dgate
     length: int,
     gate_stride: int,
     rows_per_program: int,
     WIDTH: tl.constexpr,  # D
     BLOCK: tl.constexpr,
     ROWS: tl.constexpr,
-    EPS: tl.constexpr,
     STAGES: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
 ) -> None:
@@ -116,8 +123,6 @@ def _skip_norm_bwd_kernel(
     first = tl.program_id(0) * rows_per_program
     column = tl.arange(0, BLOCK)
     valid = column < WIDTH
-    weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
     opening = tl.zeros([BLOCK], tl.float32)
     if HAS_UPDATE:
         opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
@@ -136,108 +141,122 @@ def _skip_norm_bwd_kernel(
         skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         dout_x = tl.load(dout_ptr + token + offset, mask=mask, other=0.0).to(tl.float32)
         dout_skip = tl.load(dout_ptr + token + offset + WIDTH, mask=mask, other=0.0).to(tl.float32)
-        mean = (tl.sum(x, axis=1) + tl.sum(skip, axis=1)) / (2 * WIDTH)
-        x = tl.where(mask, x - mean[:, None], 0.0)
-        skip = tl.where(mask, skip - mean[:, None], 0.0)
-        inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
-        x *= inverse[:, None]
-        skip *= inverse[:, None]
+        mean = tl.load(stats_ptr + batch * 2 * length + row, mask=row < length, other=0.0)
+        inverse = tl.load(stats_ptr + batch * 2 * length + length + row, mask=row < length, other=0.0)
+        x = (x - mean[:, None]) * inverse[:, None]
+        skip = (skip - mean[:, None]) * inverse[:, None]
         db_x += tl.sum(dout_x, axis=0)
         dw_x += tl.sum(dout_x * x, axis=0)
         db_skip += tl.sum(dout_skip, axis=0)
         dw_skip += tl.sum(dout_skip * skip, axis=0)
-        dout_x *= weight_x[None, :]
-        dout_skip *= weight_skip[None, :]
-        level = (tl.sum(dout_x, axis=1) + tl.sum(dout_skip, axis=1)) / (2 * WIDTH)
-        tilt = (tl.sum(dout_x * x, axis=1) + tl.sum(dout_skip * skip, axis=1)) / (2 * WIDTH)
+        # Weights come from the first-level cache for every row: the sums of columns take all registers.
+        dout_x *= tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)[None, :]
+        dout_skip *= tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)[None, :]
+        level, tilt = sum_pair(dout_x + dout_skip, dout_x * x + dout_skip * skip)
+        level, tilt = level / (2 * WIDTH), tilt / (2 * WIDTH)
         dx = inverse[:, None] * (dout_x - level[:, None] - x * tilt[:, None])
         dskip = inverse[:, None] * (dout_skip - level[:, None] - skip * tilt[:, None])
         tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
         tl.store(dskip_ptr + offset, narrow(dskip, dskip_ptr.dtype.element_ty), mask=mask)
         if HAS_UPDATE:
-            total_gate -= tl.sum(tl.where(mask, dx * update, 0.0), axis=0)
+            total_gate -= tl.sum(dx * update, axis=0)
             dupdate = dx * opening[None, :]
             tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
-    partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * 5 * WIDTH + column
+    SUMS: tl.constexpr = 5 * WIDTH if HAS_UPDATE else 4 * WIDTH
+    partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * SUMS + column
     tl.store(partial, db_x, mask=valid)
     tl.store(partial + WIDTH, db_skip, mask=valid)
     tl.store(partial + 2 * WIDTH, dw_x, mask=valid)
     tl.store(partial + 3 * WIDTH, dw_skip, mask=valid)
-    tl.store(partial + 4 * WIDTH, total_gate, mask=valid)
+    if HAS_UPDATE:
+        tl.store(partial + 4 * WIDTH, total_gate, mask=valid)
 
 
 @torch.library.custom_op(
     "ezaudio::skip_norm",
     mutates_args=(),
-    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias) -> Tensor",
+    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
 )
 def _skip_norm(
     x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     batch, length, width = x.shape
     tile = tile_shape(width, **SKIP_TILE)
-    out = _skip_norm_fake(x)
+    out, stats = _skip_norm_fake(x)
     _skip_norm_fwd_kernel[(triton.cdiv(length, tile["ROWS"]), batch)](
-        x, update, gate, skip, weight, bias, out, length, batch_stride(gate),
-        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, **tile,
+        x, update, gate, skip, weight, bias, out, stats, length, batch_stride(gate),
+        WIDTH=width, EPS=NORM_EPS, HAS_UPDATE=update is not None, TRAINED=True, **tile,
     )  # fmt: skip
-    return out
+    return out, stats
 
 
 @_skip_norm.register_fake
-def _skip_norm_fake(x: Tensor, *_: Tensor | None) -> Tensor:
-    return x.new_empty((*x.shape[:2], 2 * x.shape[2]))
+def _skip_norm_fake(x: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
+    batch, length, width = x.shape
+    return x.new_empty((batch, length, 2 * width)), x.new_empty((batch, 2, length), dtype=torch.float32)
 
 
 @torch.library.custom_op(
     "ezaudio::skip_norm_backward",
     mutates_args=(),
-    schema="(Tensor dout, Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight)"
-    " -> (Tensor, Tensor, Tensor, Tensor)",
+    schema="(Tensor dout, Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias,"
+    " Tensor stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _skip_norm_backward(
-    dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    dout: Tensor,
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stats: Tensor,
+) -> Gradients:
+    """Gradients of x, update and skip (B, L, D), of weight, bias and gate; what has none is empty."""
     batch, length, width = x.shape
-    tile = backward_tile(width, x.dtype)
-    if tile["BLOCK"] > 1024:
-        tile["num_warps"] *= 2  # each row has two halves
-    per_program = rows_per_program(batch, length, tile, halves=2)
+    tile = backward_tile(width, x.dtype, halves=2)
+    per_program = rows_per_program(batch, length, tile)
     programs = triton.cdiv(length, per_program)
-    dx, dupdate, dskip, _ = _skip_norm_backward_fake(dout, x, update, gate, skip, weight)
-    partial = x.new_empty((batch, programs, PARTIALS, width), dtype=torch.float32)
+    dx, dupdate, dskip = _token_gradients(x, update, skip)
+    partial = x.new_empty((batch, programs, (4 if update is None else 5) * width), dtype=torch.float32)
     _skip_norm_bwd_kernel[(programs, batch)](
-        dout, x, update, gate, skip, weight, dx, dupdate, dskip, partial, length, batch_stride(gate), per_program,
-        WIDTH=width, EPS=NORM_EPS, STAGES=2 if x.dtype == torch.float32 else 3, HAS_UPDATE=update is not None, **tile,
+        dout, x, update, gate, skip, stats, weight, dx, dupdate, dskip, partial,
+        length, batch_stride(gate), per_program,
+        WIDTH=width, HAS_UPDATE=update is not None, **tile,
     )  # fmt: skip
-    return dx, dupdate, dskip, partial.sum(1)
+    sums = add_programs(partial, weight, bias)
+    return dx, dupdate, dskip, sums.weight, sums.bias, sums.gate
 
 
 @_skip_norm_backward.register_fake
 def _skip_norm_backward_fake(
-    dout: Tensor, x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    return (
-        x.new_empty(x.shape),
-        x.new_empty((0,)) if update is None else update.new_empty(update.shape),
-        skip.new_empty(skip.shape),
-        x.new_empty((x.shape[0], PARTIALS, x.shape[2]), dtype=torch.float32),
-    )
+    dout: Tensor,
+    x: Tensor,
+    update: Tensor | None,
+    gate: Tensor | None,
+    skip: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stats: Tensor,
+) -> Gradients:
+    sums = empty_sums(x.shape[0], 0 if update is None else x.shape[2], weight, bias, None)
+    return *_token_gradients(x, update, skip), sums.weight, sums.bias, sums.gate
 
 
-def _setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    ctx.save_for_backward(*inputs[:5])
-    ctx.bias_dtype = inputs[5].dtype
+def _token_gradients(x: Tensor, update: Tensor | None, skip: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    dupdate = x.new_empty((0,)) if update is None else update.new_empty(update.shape)
+    return x.new_empty(x.shape), dupdate, skip.new_empty(skip.shape)
 
 
-def _backward(ctx: Any, dout: Tensor) -> tuple[Tensor | None, ...]:
-    x, update, gate, skip, weight = ctx.saved_tensors
-    dx, dupdate, dskip, sums = _skip_norm_backward(dout.contiguous(), x, update, gate, skip, weight)
-    dbias, dweight = sums[:, :4].sum(0).view(2, -1)
-    parameters = dweight.to(weight.dtype), dbias.to(ctx.bias_dtype)
-    if update is None:
-        return dx, None, None, dskip, *parameters
-    return dx, dupdate, sums[:, 4], dskip, *parameters
+def _setup(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs, output[1])
+    ctx.mark_non_differentiable(output[1])
+
+
+def _backward(ctx: Any, dout: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    dx, dupdate, dskip, *parameters, dgate = _skip_norm_backward(dout.contiguous(), *ctx.saved_tensors)
+    gated = (None, None) if ctx.saved_tensors[1] is None else (dupdate, dgate)
+    return dx, *gated, dskip, *parameters
 
 
 _skip_norm.register_autograd(_backward, setup_context=_setup)
@@ -258,4 +277,4 @@ def skip_norm(
     """
     assert (update is None) == (gate is None)
     update = None if update is None else update.contiguous()
-    return _skip_norm(x.contiguous(), update, gate, skip.contiguous(), weight, bias)
+    return _skip_norm(x.contiguous(), update, gate, skip.contiguous(), weight, bias)[0]

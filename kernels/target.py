@@ -1,4 +1,4 @@
-"""The GPU that kernels are launched on, for what differs between generations: tile sizes."""
+"""The GPU that kernels are launched on, for what differs between generations: tile sizes, and copies of whole tiles."""
 
 from __future__ import annotations
 
@@ -8,6 +8,17 @@ import torch
 
 
 @cache
+def capability() -> int:
+    """Major compute capability of the device; 0 without one."""
+    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+
+
 def is_hopper() -> bool:
-    """Whether products are those of warpgroups (compute capability 9), with the right operand in shared memory."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+    """Whether products are those of warpgroups, with the right operand in shared memory."""
+    return capability() == 9
+
+
+@cache
+def multiprocessors() -> int:
+    """Of the device."""
+    return torch.cuda.get_device_properties().multi_processor_count

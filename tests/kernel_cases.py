@@ -9,13 +9,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from ezaudio.config import DiTConfig
 from ezaudio.dit import MaskDiT
+from ezaudio.kernels import target
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_copy_engine = pytest.mark.skipif(
+    DEVICE == "cuda" and not target.is_hopper(),
+    reason="needs a GPU of compute capability 9, or none for the interpreter",
+)
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KERNELS = Path(__file__).parents[1] / "kernels"
 

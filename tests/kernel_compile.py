@@ -22,6 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
+from triton.tools.tensor_descriptor import TensorDescriptor
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 TYPES = {
@@ -55,6 +56,10 @@ class Recorder:
             if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
+            if isinstance(value, TensorDescriptor):
+                block = ",".join(map(str, value.block_shape))
+                signature[parameter.name] = f"tensordesc<{TYPES[value.base.dtype][1:]}[{block}]>"
+                continue
             if isinstance(value, Tensor):
                 signature[parameter.name] = TYPES[value.dtype]
             else:
@@ -70,7 +75,8 @@ def use_target(capability: int) -> None:
     """Let operators choose tiles as on such a GPU."""
     from ezaudio.kernels import target
 
-    target.is_hopper = lambda: capability == 90  # type: ignore[assignment]
+    target.capability = lambda: capability // 10  # type: ignore[assignment]
+    target.multiprocessors = lambda: 132  # type: ignore[assignment]
 
 
 def caught_launches() -> Iterator[Launch]:
@@ -91,6 +97,7 @@ def caught_launches() -> Iterator[Launch]:
 def run_operators() -> None:
     """Forward and backward of all that a fused model calls: each kernel, each dtype, the widths of L and XL."""
     run_attention(1152, torch.bfloat16)
+    run_attention(1152, torch.float16, batch=16)
     run_attention(1024, torch.float16)
     run_attention(1152, torch.float32)
     for head_width in (20, 36, 40, 96):  # of other models: tiles of other widths, rows that 16 bytes do not divide
@@ -118,7 +125,9 @@ def run_folded(width: int, dtype: torch.dtype) -> None:
     folded.norm(stream, weight, bias, dtype, update, gate)
     folded.norm(update, weight, bias, dtype, update, gate)
     folded.norm(stream, weight, bias, dtype, update)
-    folded.norm(stream, weight, bias, dtype, update[:1], constant=update[0, :1])
+    folded.norm_alone(stream, weight, bias, dtype, update, gate)
+    folded.norm(stream, weight, bias, dtype, update, gate, update)
+    folded.norm(stream, weight, bias, dtype, update, gate, update[:1], update[0, :1])
     folded.norm(stream, weight, bias, torch.float32, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype)
@@ -131,17 +140,19 @@ def run_folded(width: int, dtype: torch.dtype) -> None:
     folded.attend(q, folded.pack_keys(text, affine), text, affine, key_mask=mask)
 
 
-def run_attention(width: int, dtype: torch.dtype, frames: int = FRAMES, tokens: int = TOKENS) -> None:
+def run_attention(
+    width: int, dtype: torch.dtype, frames: int = FRAMES, tokens: int = TOKENS, batch: int = BATCH
+) -> None:
     from ezaudio.kernels import reference as ops
     from ezaudio.kernels.attention import qk_norm_attention
 
     def heads(length: int) -> Tensor:
-        return ops.split_heads(torch.empty(BATCH, length, width, dtype=dtype, requires_grad=True), HEADS)
+        return ops.split_heads(torch.empty(batch, length, width, dtype=dtype, requires_grad=True), HEADS)
 
     e = width // HEADS
     norm = torch.empty(e, requires_grad=True), torch.empty(e, requires_grad=True)
     q, rope = heads(frames), ops.rope_tables(frames, e)
-    mask = torch.empty(BATCH, tokens, dtype=torch.bool)
+    mask = torch.empty(batch, tokens, dtype=torch.bool)
     for out in (
         qk_norm_attention(q, heads(frames), heads(frames), norm, norm, rope=rope),
         qk_norm_attention(q, heads(tokens), heads(tokens), norm, norm, key_mask=mask),
@@ -176,13 +187,20 @@ def run_norms(width: int, dtype: torch.dtype, all_forms: bool = True) -> None:
 
 
 def run_rest() -> None:
+    from ezaudio.kernels import target
     from ezaudio.kernels.geglu import geglu
+    from ezaudio.kernels.geglu_product import geglu_product
     from ezaudio.kernels.sampler_step import philox_normal, sampler_step
     from ezaudio.kernels.snake import snake
 
     snake(torch.empty(BATCH, 128, 4800), torch.empty(128), torch.empty(128), torch.float16)
     out = geglu(torch.empty(BATCH, FRAMES, 8 * 1152, dtype=torch.bfloat16, requires_grad=True))
     out.backward(torch.empty_like(out))
+    if target.is_hopper():
+        for dtype in (torch.float16, torch.bfloat16):
+            weight = torch.empty(1024, 8192, dtype=dtype)
+            geglu_product(torch.empty(BATCH, FRAMES, 1024, dtype=dtype), weight, weight[0])
+        geglu_product(torch.empty(BATCH, FRAMES, 1024, dtype=dtype), weight.T.contiguous().T, weight[0])
     latent = torch.empty(BATCH, 128, FRAMES)
     seeds = items = torch.empty(BATCH, dtype=torch.int64)
     weight, row, mask = torch.empty(BATCH), torch.empty(6), torch.empty(BATCH, FRAMES, dtype=torch.bool)

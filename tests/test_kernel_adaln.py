@@ -8,14 +8,20 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
+from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import adaln, adaln_backward, modulation
+from ezaudio.kernels import adaln, modulation, row_sums
 from ezaudio.kernels import reference as ops
 
 FORMS = ["plain", "modulated", "gated", "ungated-modulated", "gated-modulated"]
-SHAPES = {"ragged": (2, 7, 24), "length-1": (3, 1, 32), "power-of-two": (1, 8, 16), "many-programs": (2, 37, 20)}
+SHAPES = {
+    "ragged": (2, 7, 24),
+    "length-1": (3, 1, 32),
+    "power-of-two": (1, 8, 16),
+    "many-programs": (2, 37, 20),
+    "many-clips": (11, 5, 8),
+}
 
 
 def inputs(form: str, batch: int, length: int, width: int, mean: float = 0.0) -> dict[str, Tensor]:
@@ -81,10 +87,10 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
 
 
 def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(adaln_backward, "PROGRAMS", 3)
-    tile = adaln_backward.backward_tile(20, torch.float32)
-    assert tile == {"BLOCK": 32, "ROWS": 4, "num_warps": 1}
-    assert adaln_backward.rows_per_program(2, 37, tile) == 16
+    monkeypatch.setattr(row_sums, "PROGRAMS", 3)
+    tile = row_sums.backward_tile(20, torch.float32)
+    assert tile == {"BLOCK": 32, "ROWS": 4, "num_warps": 1, "STAGES": 2}
+    assert row_sums.rows_per_program(2, 37, tile) == 28
     assert fails("gated-modulated", SHAPES["many-programs"], torch.float32) == {}
 
 
@@ -112,24 +118,28 @@ def test_two_runs_give_equal_bits(form: str) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "gradient"),
     [
-        ("slant - level[:, None] - normal", "slant - normal", "x"),
-        (" - normal * tilt[:, None])", ")", "x"),
+        ("slant - (level / WIDTH)[:, None] - normal", "slant - normal", "x"),
+        (" - normal * (tilt / WIDTH)[:, None])", ")", "x"),
         ("dx += tl.load(dsum_ptr", "dx += 0.0 * tl.load(dsum_ptr", "x"),
         ("slope *= 1.0 + tl.load(scale_ptr", "slope *= 1.0 + 0.0 * tl.load(scale_ptr", "x"),
         ("dupdate = dx * opening[None, :]", "dupdate = dx", "update"),
-        ("tl.where(mask, dx * update, 0.0)", "tl.where(mask, update, 0.0)", "gate"),
+        ("tl.sum(dx * update, axis=0)", "tl.sum(update, axis=0)", "gate"),
         ("total_s += tl.sum(dout", "total_s = tl.sum(dout", "shift"),
-        ("weight * a + bias * s", "weight * a", "scale"),
-        ("        s *= opening\n", "", "bias"),
-        ("        a *= opening\n", "", "weight"),
+        ("weight[None, :] * a + bias[None, :] * s", "weight[None, :] * a", "scale"),
+        ("            s *= 1.0 + scale\n", "", "bias"),
+        ("            a *= 1.0 + scale\n", "", "weight"),
+        ("dbias += tl.sum", "dbias = tl.sum", "bias"),
+        ("gate += tl.sum(more_gate", "gate = tl.sum(more_gate", "gate"),
         (" + shift[None, :]", "", "out1"),
         ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0"),
     ],
     ids=lambda value: value.strip()[:28],
 )
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
-    load = mutant(tmp_path, "adaln.py" if gradient.startswith("out") else "adaln_backward.py", old, new)
-    load("adaln_backward").PROGRAMS = 3  # several tiles a program, or a lost running total would not show
+    files = ("adaln_backward.py", "row_sums.py", "adaln.py")
+    load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
+    sums = load("row_sums")  # several tiles a program, several sums after it, or a lost running total would not show
+    sums.PROGRAMS, sums.ITEMS, sums.ROWS = 3, 1, 1
     assert gradient in fails("gated-modulated", SHAPES["many-programs"], torch.float32, load("adaln"))
 
 

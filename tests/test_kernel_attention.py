@@ -10,7 +10,7 @@ import torch
 from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import attention, head_norm
+from ezaudio.kernels import attention, head_norm, target
 from ezaudio.kernels import reference as ops
 
 HEADS = 2
@@ -117,6 +117,21 @@ def test_lengths_of_cross_attention(length: int, keys: int) -> None:
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 40, 48, 96], ids="E={}".format)
 def test_other_head_widths(width: int) -> None:
     assert fails(11, None, width, torch.float32) == {}
+
+
+def test_many_rows_take_a_larger_block_of_queries(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(target, "capability", lambda: 9)
+    monkeypatch.setattr(target, "multiprocessors", lambda: 132)
+    one, many = (attention.forward_tile(torch.bfloat16, 16, 500, rows * 16) for rows in (2, 16))
+    assert (one["BLOCK_Q"], many["BLOCK_Q"]) == (64, 128)
+    assert attention.forward_tile(torch.bfloat16, 0, 500, 16 * 16)["BLOCK_Q"] == 64  # heads that are a power of two
+
+
+@pytest.mark.parametrize("keys", [None, 41], ids=["self", "cross"])
+def test_the_larger_block_matches(keys: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    larger = {"BLOCK_Q": 128, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
+    monkeypatch.setattr(attention, "forward_tile", lambda *shape: larger)
+    assert fails(37, keys, 72, torch.bfloat16) == {}
 
 
 @pytest.mark.parametrize(

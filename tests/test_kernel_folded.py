@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, dtype_name, random
+from kernel_cases import DEVICE, DTYPES, dtype_name, needs_copy_engine, random
 
+from ezaudio.blocks import FeedForward
+from ezaudio.export.blocks import MLP, layer_norm
 from ezaudio.export.blocks import attend as plain_attend
-from ezaudio.export.blocks import layer_norm
-from ezaudio.kernels import folded
+from ezaudio.kernels import folded, geglu_product
 from ezaudio.kernels import reference as ops
 from ezaudio.kernels.snake import snake
+from ezaudio.runtime.torch_backend.fused import mlp
 
 
 def error(got: torch.Tensor, exact: torch.Tensor) -> float:
@@ -54,10 +56,18 @@ def test_norms_keep_the_stream_in_float32(dtype: torch.dtype) -> None:
     assert error(whole, 2 * update.double()) == 0
     same, _ = folded.norm(x, weight, bias, dtype)
     assert same is x
-    spread = torch.cat([update[:1], update[1:, 3:4].expand(1, 5, 24)])
-    expected = folded.norm(x, weight, bias, dtype, spread, gate)
-    for got, exact in zip(folded.norm(x, weight, bias, dtype, update[:1], gate, update[1:, 3]), expected, strict=True):
-        assert torch.equal(got, exact)
+    second = random(2, 5, 24, seed=9).to(DEVICE, dtype)
+    both, out = folded.norm(x, weight, bias, dtype, update, gate, second)
+    assert error(both, exact + second.double()) <= 4e-6 * 3
+    assert torch.equal(both, total + second.float())
+    assert torch.equal(out, folded.norm(both, weight, bias, dtype)[1])
+    assert torch.equal(
+        folded.norm_alone(x, weight, bias, dtype, update, gate), folded.norm(x, weight, bias, dtype, update, gate)[1]
+    )
+    spread = torch.cat([second[:1], second[1:, 3:4].expand(1, 5, 24)])
+    found = folded.norm(x, weight, bias, dtype, update, gate, second[:1], second[1:, 3])
+    for got, same in zip(found, folded.norm(x, weight, bias, dtype, update, gate, spread), strict=True):
+        assert torch.equal(got, same)
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=dtype_name)
@@ -86,3 +96,20 @@ def test_attention_on_packed_keys(kind: str, dtype: torch.dtype) -> None:
     allowed = error(plain(dtype), exact)
     assert got.dtype == dtype
     assert error(got, exact) <= 2 * allowed + 2 * max(torch.finfo(dtype).eps, 1e-6) * exact.abs().max().item()
+
+
+@needs_copy_engine
+def test_an_mlp_takes_geglu_into_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    part = MLP(FeedForward(16, 32)).half().to(DEVICE)
+    x = random(2, 5, 16, seed=1).to(DEVICE, torch.float16)
+    products = []
+    real = geglu_product.geglu_product
+    monkeypatch.setattr(geglu_product, "geglu_product", lambda *given: products.append(real(*given)) or products[-1])
+    found = []
+    for fits in (False, True):
+        monkeypatch.setattr(geglu_product, "fits", lambda *given, fits=fits: fits)
+        found.append(mlp(part, x))
+    assert len(products) == 1
+    exact = part.float()(x.float()).double()
+    assert all(error(got, exact) <= 4e-3 * exact.abs().max().item() for got in found)

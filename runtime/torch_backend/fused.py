@@ -16,7 +16,7 @@ from ezaudio import blocks
 from ezaudio.export.blocks import MLP, Block, CrossAttention, Norm, Product, SelfAttention
 from ezaudio.export.graphs import ConditionerGraph, ControlNetGraph, DenoiserGraph, ModulationGraph
 from ezaudio.export.vae_graphs import DecoderGraph, FoldedResidual, FoldedSnake
-from ezaudio.kernels import folded
+from ezaudio.kernels import folded, geglu_product
 from ezaudio.kernels import reference as ops
 from ezaudio.kernels.geglu import geglu
 from ezaudio.kernels.modulation import modulation
@@ -29,18 +29,13 @@ DRAWS_ON_DEVICE = True
 
 
 class Tokens(NamedTuple):
-    """x + (1 − gate)·update, not added yet: x, update (R, L, D), gate (D,) float32; or x alone.
-
-    With `constant` (R − P, D), what is added to every token of the last rows, the update is (P, L, D).
-    """
+    """x + (1 − gate)·update, not added yet: x, update (R, L, D), gate (D,) float32; or x alone."""
 
     x: Tensor
     update: Tensor | None = None
     gate: Tensor | None = None
-    constant: Tensor | None = None
 
     def added(self) -> Tensor:
-        assert self.constant is None  # a block ends with its MLP
         x = self.x.float()
         if self.update is None:
             return x
@@ -54,7 +49,7 @@ def linear(product: Product, x: Tensor) -> Tensor:
 
 def norm(tokens: Tokens, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """The tokens added up, and their norm for a product in dtype, (R, L, D) each."""
-    return folded.norm(tokens.x, weight, bias, dtype, tokens.update, tokens.gate, tokens.constant)
+    return folded.norm(tokens.x, weight, bias, dtype, tokens.update, tokens.gate)
 
 
 def condition(graph: ConditionerGraph, text_states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -107,13 +102,15 @@ def attend_self(attention: SelfAttention, h: Tensor, rope: tuple[Tensor, Tensor]
 
 
 def attend_cross(attention: CrossAttention, h: Tensor, packed: Tensor, values: Tensor, key_mask: Tensor) -> Tensor:
-    """`CrossAttention.forward` for those rows of h that there are keys for, the first: (P, L, D)."""
-    q = ops.split_heads(linear(attention.q, h[: len(values)]), attention.num_heads)
+    """`CrossAttention.forward`."""
+    q = ops.split_heads(linear(attention.q, h), attention.num_heads)
     return linear(attention.proj, folded.attend(q, packed, values, _affine(attention.norm_q), key_mask=key_mask))
 
 
 def mlp(part: MLP, h: Tensor) -> Tensor:
     """`MLP.forward`."""
+    if part.up.bias is not None and geglu_product.fits(h, part.up.weight):
+        return linear(part.down, geglu_product.geglu_product(h, part.up.weight, part.up.bias))
     return linear(part.down, geglu(linear(part.up, h)))
 
 
@@ -127,16 +124,13 @@ def run_block(
         h = folded.skip_norm(tokens.x, skip, *_affine(block.skip_norm), dtype, tokens.update, tokens.gate)
         tokens = Tokens(linear(block.skip_linear, h))
     entered, h = norm(tokens, weight_attn, bias_attn, dtype)
-    x, h = norm(Tokens(entered, attend_self(block.attn, h, rope), gate_attn), *_affine(block.norm2), dtype)
-    crossed = attend_cross(
-        block.cross_attn,
-        h,
-        given["cross_keys"][number],
-        given["cross_values"][number],
-        given["context_mask"],
-    )
-    constant = given["cross_constant"][number] if len(crossed) < len(h) else None
-    x, h = norm(Tokens(x, crossed, constant=constant), weight_mlp, bias_mlp, dtype)
+    attended = attend_self(block.attn, h, rope)
+    keys, values = given["cross_keys"][number], given["cross_values"][number]
+    rows = len(values)  # that there are keys for: the others get a constant
+    h = folded.norm_alone(entered[:rows], *_affine(block.norm2), dtype, attended[:rows], gate_attn)
+    crossed = attend_cross(block.cross_attn, h, keys, values, given["context_mask"])
+    constant = given["cross_constant"][number] if rows < len(entered) else None
+    x, h = folded.norm(entered, weight_mlp, bias_mlp, dtype, attended, gate_attn, crossed, constant)
     return entered, Tokens(x, mlp(block.mlp, h), gate_mlp)
 
 
