@@ -5,11 +5,12 @@
     python benchmarks/gpu.py --tests             # the kernels' tests, natively, where pytest is installed
     python benchmarks/gpu.py --official CHECKOUT # the official code as G4's baseline: pip install einops pyyaml click
 
-Models have their real sizes and random weights, which changes nothing about speed. No network is used. Each section
-runs in a process of its own with its share of the time, so that neither an error nor a hang takes others with it; what
-fails is a row that says so. Sides run in turn, at least seven rounds; a ratio is the median over the rounds, with its
-20th and 80th percentile, and there is none where results differ. P is a bf16 product of 8192³ and BW a copy, measured
-in the same process.
+Models have their real sizes and random weights, which changes nothing about speed. No network is used. All sections
+run at once first, for what they compile, which takes most of the time and fills a host's cores; then each alone, to be
+measured. A section runs in a process of its own with its share of the time, so that neither an error nor a hang takes
+others with it; what fails is a row that says so. Sides run in turn, at least seven rounds; a ratio is the median over
+the rounds, with its 20th and 80th percentile, and there is none where results differ. P is a bf16 product of 8192³ and
+BW a copy, measured in the same process.
 Rows are appended to benchmarks/results/gpu.jsonl, from which benchmarks/report.py makes its tables.
 
 Without a GPU it prints what each figure is at least made of. --dry-run rehearses every section on tiny CPU tensors.
@@ -27,6 +28,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -36,9 +38,9 @@ from checkout import ROOT, use_checkout
 use_checkout("kernels", "runtime", "export")
 
 from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
-from gpu_rig import GPU, REHEARSAL, Rig, hardware  # noqa: E402
+from gpu_rig import GPU, PREPARATION, REHEARSAL, Rig, hardware  # noqa: E402
 
-TOTAL_S = 470
+TOTAL_S, PREPARATION_S = 470, 150
 MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a section's output: rows, GPU, its end
 TESTS = (
     "adaln", "attention", "folded", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
@@ -48,23 +50,34 @@ Emit = Callable[[Row], None]
 
 @dataclass(frozen=True, slots=True)
 class Section:
-    """A process: which goals it measures, of which model, and the most seconds it gets."""
+    """A process: which goals it measures, of which model, and the most seconds it gets.
+
+    Attributes:
+        prepared: it is also run beside the others before, to compile.
+    """
 
     name: str
     goals: tuple[str, ...]
     model: str
     seconds: int
+    prepared: bool = True
 
 
 SECTIONS = (
-    Section("operators", ("G7", "G8"), "xl", 110),
-    Section("clips", ("G1", "G2", "G3", "G6", "G10"), "xl", 110),
-    Section("clips", ("G1", "G2", "G5", "G6"), "l", 70),
+    Section("clips", ("G1", "G2", "G3", "G6", "G10"), "xl", 80),
+    Section("clips", ("G1", "G2", "G5", "G6"), "l", 60),
+    Section("norms", ("G7",), "xl", 30),
+    Section("self-attention", ("G8",), "xl", 60),
+    Section("cross-attention", ("G8",), "xl", 60),
     Section("training", ("G9",), "l", 60),
     Section("fidelity", ("G11",), "xl", 45),
     Section("official", ("G4",), "xl", 45),
-    Section("operators", ("G7", "G8"), "l", 70),
-    Section("compiled", ("G4",), "xl", 300),  # last: compiling may take all that is left
+    Section("norms", ("G7",), "l", 30),
+    Section("self-attention", ("G8",), "l", 60),
+    Section("cross-attention", ("G8",), "l", 60),
+    Section(
+        "compiled", ("G4",), "xl", 300, prepared=False
+    ),  # its compiler measures, too, and may take all that is left
 )
 
 
@@ -74,8 +87,10 @@ def run_section(section: Section, rig: Rig, official: Path | None, emit: Emit) -
     import gpu_baselines
 
     model = section.model if rig.measures else rig.models[0]
-    if section.name == "operators":
-        gpu_baselines.operators(rig, model, emit)
+    if section.name == "norms":
+        gpu_baselines.norms(rig, model, emit)
+    elif section.name.endswith("attention"):
+        gpu_baselines.attention(rig, model, emit, section.name)
     elif section.name == "clips":
         gpu_backend.clips(rig, model, emit)
     elif section.name == "fidelity":
@@ -131,12 +146,15 @@ class Outcome:
         sys.stderr.write(line)
 
 
-def start(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> Outcome:
+def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, prepares: bool = False) -> Outcome:
     """Sections in a process of their own, which gets so many seconds."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(map(str, numbers))]
     command += ["--dry-run"] if arguments.dry_run else []
+    command += ["--prepare"] if prepares else []
     command += ["--official", str(arguments.official)] if arguments.official else []
     environment = dict(os.environ)
+    if prepares:
+        environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # of each process
     if arguments.dry_run:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
@@ -177,7 +195,20 @@ def planned(section: Section, only: set[str]) -> list[tuple[str, str, str]]:
         and goal in section.goals
         and model == section.model
         and (goal != "G4" or (what == "max-autotune") == (section.name == "compiled"))
+        and (goal != "G8" or what.startswith(section.name))
     ]
+
+
+def prepare(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> None:
+    """Run sections side by side, for what they leave in the caches of compilers. Failures are told when measured."""
+    with ThreadPoolExecutor(len(numbers)) as pool:
+        ended = {
+            pool.submit(start, [number], arguments, seconds, prepares=True): SECTIONS[number] for number in numbers
+        }
+        for future in as_completed(ended):
+            future.result()
+            section = ended[future]
+            print(f"  {section.name} of {section.model.upper()} is compiled", file=sys.stderr)
 
 
 def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row], dict[str, str]]:
@@ -185,10 +216,13 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
     deadline = time.monotonic() + arguments.seconds
     rows: list[Row] = []
     facts: dict[str, str] = {}
-    for number, section in enumerate(SECTIONS):
-        if not wanted(section, only, arguments.models):
-            continue
-        left = deadline - time.monotonic()
+    chosen = [number for number, section in enumerate(SECTIONS) if wanted(section, only, arguments.models)]
+    prepared = [number for number in chosen if SECTIONS[number].prepared]
+    if prepared:
+        print(f"compiling for {len(prepared)} sections side by side", file=sys.stderr)
+        prepare(prepared, arguments, PREPARATION_S * arguments.seconds / TOTAL_S)
+    for number in chosen:
+        section, left = SECTIONS[number], deadline - time.monotonic()
         print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
         outcome = start([number], arguments, max(1.0, min(section.seconds * arguments.seconds / TOTAL_S, left)))
         facts = outcome.facts or facts
@@ -259,6 +293,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tests", action="store_true", help="run the kernels' tests and measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="every section on tiny CPU tensors; nothing is saved")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.only.split(",")) - set(GOALS):
         parser.error(f"unknown goals {', '.join(sorted(unknown))}: expected some of {', '.join(GOALS)}")
@@ -272,7 +307,7 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parsed()
-    rig = REHEARSAL if arguments.dry_run else GPU
+    rig = REHEARSAL if arguments.dry_run else PREPARATION if arguments.prepare else GPU
     if arguments.child:
         child([int(number) for number in arguments.child.split(",")], rig, arguments.official)
         return 0

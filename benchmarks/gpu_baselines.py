@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
@@ -24,7 +24,7 @@ from gpu_backend import (
     step_velocity,
 )
 from gpu_goals import KERNEL_BATCH, row
-from gpu_rig import Rig, copy_bandwidth, seconds, settle
+from gpu_rig import Rig, captured, copy_bandwidth, seconds, settle
 from timing import interleave, spread
 from torch import Tensor, nn
 
@@ -38,9 +38,7 @@ from ezaudio.sampling import guide
 from ezaudio.training.recorded import Recorded
 
 PASSES = ("forward", "both")
-# Compiling takes most of the time here, so the rest is left to kernels.py: FlexAttention, and L's forward alone.
-RIVALS = ("eager", *(f"compiled + SDPA {backend}" for backend in kernels.BACKENDS))
-SKIPPED = {("G8", "l", "self-attention, forward"), ("G8", "l", "cross-attention, forward")}
+RIVALS = ("eager", *(f"compiled + SDPA {backend}" for backend in kernels.BACKENDS))  # FlexAttention: see kernels.py
 OFFICIAL_STEPS = 10
 TIMESTEP = 701
 MIN_STEP_COSINE = 0.999  # of ours in fp16 to the baseline in fp32
@@ -48,29 +46,48 @@ LEARNING_RATE = 1e-4
 MAX_LOSS_DIFFERENCE, MIN_GRADIENT_COSINE = 0.02, 0.98  # fused against eager, both under bf16 autocast
 
 
-def operators(rig: Rig, model: str, emit: Emit) -> None:
-    """G7 and G8: every kernel against PyTorch in float64 first, in two types; what is not correct has no figure."""
-    dit = preset(model).dit
-    width, batch = dit.width, KERNEL_BATCH if rig.measures else 2
-    kernels.HEADS, kernels.FRAMES, kernels.TOKENS = dit.num_heads, rig.frames, rig.tokens
-    norms = [case for case in kernels.norm_cases(batch, width) if case.name != "geglu"]
-    attention = kernels.attention_cases(batch, width, rig)
+def norms(rig: Rig, model: str, emit: Emit) -> None:
+    """G7."""
     bandwidth = copy_bandwidth(rig)
-    for goal, cases in (("G7", norms), ("G8", attention)):
-        for case in cases:
-            with guarded(emit, goal, model, *(f"{case.name}, {direction}" for direction in PASSES)):
-                bad = wrong(rig, case)
-                if bad:
-                    raise RuntimeError(f"not correct: {'; '.join(bad)[:160]}")
-                for direction in PASSES:
-                    what = f"{case.name}, {direction}"
-                    if (goal, model, what) in SKIPPED:
-                        continue
-                    with guarded(emit, goal, model, what):
-                        rivals = RIVALS if goal == "G8" else ()
-                        found = kernels.measure(case, direction == "both", rig, rivals)
-                        tell = share_of_bandwidth if goal == "G7" else best_rival
-                        emit(row(goal, model, what, **tell(case, PASSES.index(direction), found, bandwidth)))
+    cases = kernels.norm_cases(sized(rig, model), preset(model).dit.width)
+    for case in cases:
+        if case.name != "geglu":
+            compare(rig, model, emit, "G7", case, (), partial(share_of_bandwidth, bandwidth))
+
+
+def attention(rig: Rig, model: str, emit: Emit, name: str) -> None:
+    """G8 of self-attention or cross-attention."""
+    cases = kernels.attention_cases(sized(rig, model), preset(model).dit.width, rig)
+    for case in cases:
+        if case.name == name:
+            compare(rig, model, emit, "G8", case, RIVALS, best_rival)
+
+
+def sized(rig: Rig, model: str) -> int:
+    """The shapes of `kernels.py` set to those of a model: rows that an operator gets."""
+    kernels.HEADS, kernels.FRAMES, kernels.TOKENS = preset(model).dit.num_heads, rig.frames, rig.tokens
+    return KERNEL_BATCH if rig.measures else 2
+
+
+def compare(
+    rig: Rig,
+    model: str,
+    emit: Emit,
+    goal: str,
+    case: kernels.Case,
+    rivals: Sequence[str],
+    tell: Callable[[kernels.Case, int, dict[str, Any]], dict[str, Any]],
+) -> None:
+    """A kernel against PyTorch in float64 first, in two types: what is not correct has no figure."""
+    with guarded(emit, goal, model, *(f"{case.name}, {direction}" for direction in PASSES)):
+        bad = wrong(rig, case)
+        if bad:
+            raise RuntimeError(f"not correct: {'; '.join(bad)[:160]}")
+        for index, direction in enumerate(PASSES):
+            what = f"{case.name}, {direction}"
+            with guarded(emit, goal, model, what):
+                found = kernels.measure(case, direction == "both", rig, rivals)
+                emit(row(goal, model, what, **tell(case, index, found)))
 
 
 def wrong(rig: Rig, case: kernels.Case) -> list[str]:
@@ -79,14 +96,14 @@ def wrong(rig: Rig, case: kernels.Case) -> list[str]:
     return [f"{dtype}: {bad}" for dtype in types for bad in kernels.wrong(replace(case, dtype=dtype), rig.device)]
 
 
-def share_of_bandwidth(case: kernels.Case, index: int, found: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+def share_of_bandwidth(bandwidth: float, case: kernels.Case, index: int, found: dict[str, Any]) -> dict[str, Any]:
     times = found["rounds_ms"]["fused"]
     shares = spread([case.moved[index] / ms / 1e6 / bandwidth for ms in times])
     note = f"{1e3 * spread(times)['median']:.1f} µs for {case.moved[index] / 1e6:.0f} MB, bf16; BW {bandwidth:.0f} GB/s"
     return {"value": shares, "unit": "share", "note": note, "rounds": times}
 
 
-def best_rival(case: kernels.Case, index: int, found: dict[str, Any], bandwidth: float) -> dict[str, Any]:
+def best_rival(case: kernels.Case, index: int, found: dict[str, Any]) -> dict[str, Any]:
     """Ratio to the fastest of the others."""
     ratios = {name: ratio for name, ratio in found["ratio"].items() if name != "fused"}
     best = min(ratios, key=lambda name: ratios[name]["median"])
@@ -121,17 +138,24 @@ def official(rig: Rig, model: str, emit: Emit, checkout: Path | None) -> None:
 
 
 def compiled(rig: Rig, model: str, emit: Emit) -> None:
-    """G4, compiled: the plain model with weights in fp16, as a CUDA graph that torch.compile made."""
+    """G4, compiled: the plain model with weights in fp16, its blocks compiled, and the step as one CUDA graph.
+
+    A block's code serves all blocks of its kind, which saves minutes of compiling the same 29 times.
+    """
     config = preset(model)
     dit = random_dit(config, rig)
     ours, ours_step, states = our_steps(rig, config, dit)
     with guarded(emit, "G4", model, "max-autotune"), torch.inference_mode():
         half = copy.deepcopy(dit).to(torch.float16 if rig.measures else torch.float32)
-        settings = {"mode": "max-autotune", "dynamic": False} if rig.measures else {"backend": "eager"}
-        step = guided_step(rig, torch.compile(half, **settings), states, dtype=next(half.parameters()).dtype)
+        settings = {"mode": "max-autotune-no-cudagraphs"} if rig.measures else {"backend": "eager"}
+        for block in half.model.all_blocks():
+            block.compile(dynamic=False, **settings)
+        step = guided_step(rig, half, states, dtype=next(half.parameters()).dtype)
         first = seconds(lambda: step(TIMESTEP), rig.device)
-        named = f"plain PyTorch model, weights in fp16, compiled in {first:.0f} s"
-        emit(against(rig, model, "max-autotune", step, ours, ours_step, named))
+        replay = captured(partial(step, TIMESTEP), rig.device)
+        kinds = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+        named = f"plain PyTorch model in fp16 as one CUDA graph, {kinds} kinds of block compiled in {first:.0f} s"
+        emit(against(rig, model, "max-autotune", lambda timestep: replay(), ours, ours_step, named))
 
 
 def our_steps(
@@ -211,7 +235,9 @@ def training(rig: Rig, model: str, emit: Emit) -> None:
     dit = random_dit(config, rig).requires_grad_(True).train()
     optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, **({"fused": True} if rig.measures else {}))
     batch = training_batch(rig, config)
-
+    if rig.prepares:  # the other sides have nothing to compile
+        training_loss(rig, dit, dit, batch, fused=True).backward()
+        return
     networks: dict[str, nn.Module] = {"eager": dit, "fused": dit, "recorded": Recorded(dit).train()}
 
     def step(side: str) -> float:

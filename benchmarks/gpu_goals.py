@@ -50,8 +50,12 @@ PLAN: list[tuple[str, str, str]] = [
         for operator in ("adaln-sola", "skip norm")
         for direction in ("forward", "both")
     ),
-    *(("G8", model, f"{kind}-attention, both") for model in ("xl", "l") for kind in ("self", "cross")),
-    *(("G8", "xl", f"{kind}-attention, forward") for kind in ("self", "cross")),
+    *(
+        ("G8", model, f"{kind}-attention, {direction}")
+        for model in ("xl", "l")
+        for kind in ("self", "cross")
+        for direction in ("forward", "both")
+    ),
     *(("G9", "l", f"{what}{how}") for how in ("", ", recorded") for what in ("time", "peak memory")),
     ("G10", "xl", "resident"),
     *(("G11", "xl", precision) for precision in ("fp16", "bf16", "int8")),

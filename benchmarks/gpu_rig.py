@@ -12,7 +12,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -34,6 +34,7 @@ class Rig:
         product: side of the square matrices that give P.
         copied: bytes of the copy that gives BW.
         compiler: settings of `torch.compile` for single operators.
+        prepares: what runs is compiled and what it takes is thrown away.
     """
 
     device: str
@@ -47,6 +48,7 @@ class Rig:
     product: int
     copied: int
     compiler: dict[str, Any]
+    prepares: bool = False
 
     @property
     def measures(self) -> bool:
@@ -54,6 +56,7 @@ class Rig:
 
 
 GPU = Rig("cuda", 7, ("xl", "l"), 500, 100, 50, 8, 16, 8192, 2**30, {"dynamic": False})
+PREPARATION = replace(GPU, rounds=1, steps=2, copied=2**20, prepares=True)
 REHEARSAL = Rig("cpu", 1, ("debug",), 9, 5, 2, 2, 1, 64, 2**10, {"backend": "eager"})
 
 

@@ -30,7 +30,7 @@ from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
 from timing import spread  # noqa: E402
 
 import kernels  # noqa: E402
-from ezaudio.kernels import adaln, adaln_backward, attention, attention_backward, geglu, skip_norm  # noqa: E402
+from ezaudio.kernels import adaln, attention, attention_backward, geglu, row_sums, skip_norm  # noqa: E402
 
 Setting = dict[tuple[Any, str], Any]
 """(module, name) → what takes its place."""
@@ -58,7 +58,7 @@ def attention_settings() -> Settings:
     found: Settings = [("in use", False, {}), ("in use", True, {})]
 
     def forward(values: tuple[int, ...]) -> Callable[..., Any]:
-        return lambda dtype, tail: attention_tile(*values)
+        return lambda *shape: attention_tile(*values)
 
     def backward(index: int, values: tuple[int, ...]) -> Callable[..., Any]:
         def chosen(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]]:
@@ -79,7 +79,7 @@ def attention_settings() -> Settings:
 def settings() -> dict[str, Settings]:
     """By operator."""
     programs: Settings = [
-        (f"programs {n}", True, {(adaln_backward, "PROGRAMS"): n}) for n in (128, adaln_backward.PROGRAMS, 512, 1024)
+        (f"programs {n}", True, {(row_sums, "PROGRAMS"): n}) for n in (128, row_sums.PROGRAMS, 512, 1024)
     ]
     return {
         "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4, 8), (4, 8)) + programs,

@@ -107,8 +107,13 @@ def test_what_is_missing_is_said_and_what_was_measured_is_kept(
     spread = {"median": 0.5, "p20": 0.4, "p80": 0.6}
     measured = gpu.row("G1", "xl", "loop", value=spread, unit="share", note="")
 
-    def start(numbers: list[int], *_: Any) -> Any:
+    prepared: list[str] = []
+
+    def start(numbers: list[int], *_: Any, prepares: bool = False) -> Any:
         section = gpu.SECTIONS[numbers[0]]
+        if prepares:
+            prepared.append(f"{section.name} {section.model}")
+            return gpu.Outcome(rows=[measured], reason="is told when it is measured")
         if section.name == "clips":
             late = section.model == "xl"
             return SimpleNamespace(
@@ -118,6 +123,7 @@ def test_what_is_missing_is_said_and_what_was_measured_is_kept(
 
     monkeypatch.setattr(gpu, "start", start)
     rows, facts = gpu.measure_all(arguments(gpu, tmp_path / "rows.jsonl"), {"G1", "G2"})
+    assert sorted(prepared) == ["clips l", "clips xl"]
     saved = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert saved == rows
     told = {(row["goal"], row["model"]): gpu.told(row) for row in rows}
