@@ -94,7 +94,7 @@ def options(*added: Callable[[Function], Function]) -> Callable[[Function], Func
         ),
         click.option("--gradient-checkpointing", is_flag=True, default=None, help="Slower, with far less memory."),
         click.option("--fused", is_flag=True, default=None, help="Triton kernels; needs a GPU."),
-        click.option("--recorded", is_flag=True, default=None, help="Steps as CUDA graphs; not tried on a GPU yet."),
+        click.option("--recorded", is_flag=True, default=None, help="Steps as CUDA graphs: what makes --fused fast."),
         click.option("--clip-s", type=float, metavar="S", help="Length of the clips."),
         click.option("--ema-decay", type=float, metavar="X", help="Of the average that is published."),
         click.option("--seed", type=click.IntRange(min=0)),
