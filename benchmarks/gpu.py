@@ -48,63 +48,55 @@ TESTS = (
 Emit = Callable[[Row], None]
 
 
+OPERATORS = ("norms", "self-attention", "cross-attention")
+
+
 @dataclass(frozen=True, slots=True)
 class Section:
     """A process: which goals it measures, of which model, and the most seconds it gets.
 
     Attributes:
-        prepared: it is also run beside the others before, to compile.
+        parts: what it can do one at a time, each in a process of its own where sections are prepared.
     """
 
     name: str
     goals: tuple[str, ...]
     model: str
     seconds: int
-    prepared: bool = True
+    parts: tuple[str, ...] = ("",)
 
 
 SECTIONS = (
     Section("clips", ("G1", "G2", "G3", "G6", "G10"), "xl", 80),
     Section("clips", ("G1", "G2", "G5", "G6"), "l", 60),
-    Section("norms", ("G7",), "xl", 30),
-    Section("self-attention", ("G8",), "xl", 60),
-    Section("cross-attention", ("G8",), "xl", 60),
+    Section("operators", ("G7", "G8"), "xl", 120, OPERATORS),
     Section("training", ("G9",), "l", 60),
     Section("fidelity", ("G11",), "xl", 45),
-    Section("official", ("G4",), "xl", 45),
-    Section("norms", ("G7",), "l", 30),
-    Section("self-attention", ("G8",), "l", 60),
-    Section("cross-attention", ("G8",), "l", 60),
-    Section(
-        "compiled", ("G4",), "xl", 300, prepared=False
-    ),  # its compiler measures, too, and may take all that is left
+    Section("operators", ("G7", "G8"), "l", 120, OPERATORS),
+    Section("rivals", ("G4",), "xl", 300),  # last: max-autotune may take all that is left
 )
 
 
-def run_section(section: Section, rig: Rig, official: Path | None, emit: Emit) -> None:
+def run_section(section: Section, parts: tuple[str, ...], rig: Rig, official: Path | None, emit: Emit) -> None:
     """In the child."""
     import gpu_backend
     import gpu_baselines
 
     model = section.model if rig.measures else rig.models[0]
-    if section.name == "norms":
-        gpu_baselines.norms(rig, model, emit)
-    elif section.name.endswith("attention"):
-        gpu_baselines.attention(rig, model, emit, section.name)
+    if section.name == "operators":
+        gpu_baselines.operators(rig, model, emit, parts)
     elif section.name == "clips":
         gpu_backend.clips(rig, model, emit)
     elif section.name == "fidelity":
         gpu_backend.fidelity(rig, model, emit)
-    elif section.name == "official":
-        gpu_baselines.official(rig, model, emit, official)
     elif section.name == "training":
         gpu_baselines.training(rig, model, emit)
     else:
-        gpu_baselines.compiled(rig, model, emit)
+        gpu_baselines.rivals(rig, model, emit, official)
 
 
-def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
-    """Run sections and print their rows as they are made."""
+def child(numbers: list[int], part: str | None, rig: Rig, official: Path | None) -> None:
+    """Run sections, or a part of one, and print their rows as they are made."""
     facts = hardware(rig.device)
     sys.stdout.write(FACTS + json.dumps(facts) + "\n")
 
@@ -113,8 +105,9 @@ def child(numbers: list[int], rig: Rig, official: Path | None) -> None:
         sys.stdout.flush()
 
     for number in numbers:
+        section = SECTIONS[number]
         try:
-            run_section(SECTIONS[number], rig, official, emit)
+            run_section(section, section.parts if part is None else (part,), rig, official, emit)
         except Exception as error:  # noqa: BLE001  told by the parent as the reason of rows that are missing
             traceback.print_exc()
             first = (str(error).strip().splitlines() or ["?"])[0][:200]
@@ -146,18 +139,25 @@ class Outcome:
         sys.stderr.write(line)
 
 
-def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, prepares: bool = False) -> Outcome:
-    """Sections in a process of their own, which gets so many seconds."""
+def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, prepared: str | None = None) -> Outcome:
+    """Sections in a process of their own, which gets so many seconds; or only what a part of one compiles."""
     command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(map(str, numbers))]
     command += ["--dry-run"] if arguments.dry_run else []
-    command += ["--prepare"] if prepares else []
+    command += [] if prepared is None else ["--prepare", prepared]
     command += ["--official", str(arguments.official)] if arguments.official else []
     environment = dict(os.environ)
-    if prepares:
+    if prepared is not None:
         environment["TORCHINDUCTOR_COMPILE_THREADS"] = "4"  # of each process
     if arguments.dry_run:
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=None if prepared is None else subprocess.DEVNULL,
+        text=True,
+        env=environment,
+        start_new_session=True,
+    )
     outcome = Outcome()
 
     def read() -> None:
@@ -191,24 +191,20 @@ def planned(section: Section, only: set[str]) -> list[tuple[str, str, str]]:
     return [
         (goal, model, what)
         for goal, model, what in PLAN
-        if goal in only
-        and goal in section.goals
-        and model == section.model
-        and (goal != "G4" or (what == "max-autotune") == (section.name == "compiled"))
-        and (goal != "G8" or what.startswith(section.name))
+        if goal in only and goal in section.goals and model == section.model
     ]
 
 
 def prepare(numbers: list[int], arguments: argparse.Namespace, seconds: float) -> None:
     """Run sections side by side, for what they leave in the caches of compilers. Failures are told when measured."""
-    with ThreadPoolExecutor(len(numbers)) as pool:
-        ended = {
-            pool.submit(start, [number], arguments, seconds, prepares=True): SECTIONS[number] for number in numbers
-        }
+    jobs = [(number, part) for number in numbers for part in SECTIONS[number].parts]
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        ended = {pool.submit(start, [job[0]], arguments, seconds, prepared=job[1]): job for job in jobs}
         for future in as_completed(ended):
             future.result()
-            section = ended[future]
-            print(f"  {section.name} of {section.model.upper()} is compiled", file=sys.stderr)
+            number, part = ended[future]
+            section = SECTIONS[number]
+            print(f"  {part or section.name} of {section.model.upper()} is compiled", file=sys.stderr)
 
 
 def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row], dict[str, str]]:
@@ -217,10 +213,8 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
     rows: list[Row] = []
     facts: dict[str, str] = {}
     chosen = [number for number, section in enumerate(SECTIONS) if wanted(section, only, arguments.models)]
-    prepared = [number for number in chosen if SECTIONS[number].prepared]
-    if prepared:
-        print(f"compiling for {len(prepared)} sections side by side", file=sys.stderr)
-        prepare(prepared, arguments, PREPARATION_S * arguments.seconds / TOTAL_S)
+    print(f"compiling for {len(chosen)} sections side by side", file=sys.stderr)
+    prepare(chosen, arguments, PREPARATION_S * arguments.seconds / TOTAL_S)
     for number in chosen:
         section, left = SECTIONS[number], deadline - time.monotonic()
         print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
@@ -293,7 +287,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tests", action="store_true", help="run the kernels' tests and measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="every section on tiny CPU tensors; nothing is saved")
     parser.add_argument("--child", help=argparse.SUPPRESS)
-    parser.add_argument("--prepare", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--prepare", metavar="PART", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.only.split(",")) - set(GOALS):
         parser.error(f"unknown goals {', '.join(sorted(unknown))}: expected some of {', '.join(GOALS)}")
@@ -307,9 +301,9 @@ def parsed() -> argparse.Namespace:
 
 def main() -> int:
     arguments = parsed()
-    rig = REHEARSAL if arguments.dry_run else PREPARATION if arguments.prepare else GPU
+    rig = REHEARSAL if arguments.dry_run else GPU if arguments.prepare is None else PREPARATION
     if arguments.child:
-        child([int(number) for number in arguments.child.split(",")], rig, arguments.official)
+        child([int(number) for number in arguments.child.split(",")], arguments.prepare, rig, arguments.official)
         return 0
     if arguments.tests:
         return run_tests()

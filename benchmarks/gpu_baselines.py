@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from gpu_backend import (
     request,
     step_velocity,
 )
-from gpu_goals import KERNEL_BATCH, row
+from gpu_goals import KERNEL_BATCH, Row, row
 from gpu_rig import Rig, captured, copy_bandwidth, seconds, settle
 from timing import interleave, spread
 from torch import Tensor, nn
@@ -46,20 +46,14 @@ LEARNING_RATE = 1e-4
 MAX_LOSS_DIFFERENCE, MIN_GRADIENT_COSINE = 0.02, 0.98  # fused against eager, both under bf16 autocast
 
 
-def norms(rig: Rig, model: str, emit: Emit) -> None:
-    """G7."""
-    bandwidth = copy_bandwidth(rig)
-    cases = kernels.norm_cases(sized(rig, model), preset(model).dit.width)
-    for case in cases:
-        if case.name != "geglu":
+def operators(rig: Rig, model: str, emit: Emit, parts: Sequence[str]) -> None:
+    """G7 is of the part "norms", G8 of those that an attention is named by."""
+    width, batch, bandwidth = preset(model).dit.width, sized(rig, model), copy_bandwidth(rig)
+    for case in kernels.norm_cases(batch, width):
+        if "norms" in parts and case.name != "geglu":
             compare(rig, model, emit, "G7", case, (), partial(share_of_bandwidth, bandwidth))
-
-
-def attention(rig: Rig, model: str, emit: Emit, name: str) -> None:
-    """G8 of self-attention or cross-attention."""
-    cases = kernels.attention_cases(sized(rig, model), preset(model).dit.width, rig)
-    for case in cases:
-        if case.name == name:
+    for case in kernels.attention_cases(batch, width, rig):
+        if case.name in parts:
             compare(rig, model, emit, "G8", case, RIVALS, best_rival)
 
 
@@ -117,51 +111,76 @@ def best_rival(case: kernels.Case, index: int, found: dict[str, Any]) -> dict[st
 Step = Callable[[int], Tensor]
 
 
-def official(rig: Rig, model: str, emit: Emit, checkout: Path | None) -> None:
-    """G4, eager: a guided step as the official sampling loop does it against a step of ours in one CUDA graph."""
-    config = preset(model)
-    dit = random_dit(config, rig)
-    ours, ours_step, states = our_steps(rig, config, dit)
-    try:
-        baseline, named = (
-            (dit, "plain PyTorch model") if checkout is None else (official_dit(checkout, config, dit), "official code")
-        )
-    except Exception as error:  # noqa: BLE001  whatever a checkout raises says why it is not measured
-        reason = f"the official code cannot be imported: {(str(error).splitlines() or ['?'])[0][:150]}"
-        for rival in ("fp32 eager", "fp16 autocast"):
-            emit(row("G4", model, rival, reason=reason))
-        return
-    for rival in ("fp32 eager", "fp16 autocast"):
+@dataclass(frozen=True, slots=True)
+class Ours:
+    """Our side of G4, and what others get to do the same.
+
+    Attributes:
+        dit: the model in float32.
+        loop: OFFICIAL_STEPS steps in one CUDA graph.
+        velocity: what a step of it gives at a timestep.
+        states, mask: text states (2, S, D_text) and which of them are valid.
+    """
+
+    rig: Rig
+    model: str
+    dit: MaskDiT
+    loop: Callable[[], object]
+    velocity: Step
+    states: Tensor
+    mask: Tensor
+
+
+def rivals(rig: Rig, model: str, emit: Emit, checkout: Path | None) -> None:
+    """G4: a guided step as others do it against a step of ours."""
+    ours = our_side(rig, model)
+    official(ours, emit, checkout)
+    if not rig.prepares:  # its compiler measures, too, so nothing must run beside it
+        compiled(ours, emit)
+
+
+def official(ours: Ours, emit: Emit, checkout: Path | None) -> None:
+    """Eager, as the official sampling loop does it."""
+    model, eager = ours.model, ("fp32 eager", "fp16 autocast")
+    baseline: Any = ours.dit
+    if checkout is not None:
+        try:
+            baseline = official_dit(checkout, preset(model), ours.dit)
+        except Exception as error:  # noqa: BLE001  whatever a checkout raises says why it is not measured
+            reason = f"the official code cannot be imported: {(str(error).splitlines() or ['?'])[0][:150]}"
+            for rival in eager:
+                emit(row("G4", model, rival, reason=reason))
+            return
+    named = "plain PyTorch model" if checkout is None else "official code"
+    for rival in eager:
         with guarded(emit, "G4", model, rival), torch.inference_mode():
-            step = guided_step(rig, baseline, states, autocast=rival.startswith("fp16"))
-            emit(against(rig, model, rival, step, ours, ours_step, named))
+            emit(against(ours, rival, guided_step(ours, baseline, autocast=rival.startswith("fp16")), named))
 
 
-def compiled(rig: Rig, model: str, emit: Emit) -> None:
-    """G4, compiled: the plain model with weights in fp16, its blocks compiled, and the step as one CUDA graph.
+def compiled(ours: Ours, emit: Emit) -> None:
+    """The plain model with weights in fp16, its blocks compiled, and the step as one CUDA graph.
 
     A block's code serves all blocks of its kind, which saves minutes of compiling the same 29 times.
     """
-    config = preset(model)
-    dit = random_dit(config, rig)
-    ours, ours_step, states = our_steps(rig, config, dit)
-    with guarded(emit, "G4", model, "max-autotune"), torch.inference_mode():
-        half = copy.deepcopy(dit).to(torch.float16 if rig.measures else torch.float32)
+    rig = ours.rig
+    with guarded(emit, "G4", ours.model, "max-autotune"), torch.inference_mode():
+        half = copy.deepcopy(ours.dit).to(torch.float16 if rig.measures else torch.float32)
         settings = {"mode": "max-autotune-no-cudagraphs"} if rig.measures else {"backend": "eager"}
+        counts, known = torch._dynamo.utils.counters["stats"], "unique_graphs"
+        before = counts[known]
         for block in half.model.all_blocks():
             block.compile(dynamic=False, **settings)
-        step = guided_step(rig, half, states, dtype=next(half.parameters()).dtype)
-        first = seconds(lambda: step(TIMESTEP), rig.device)
+        step = guided_step(ours, half, dtype=next(half.parameters()).dtype)
+        taken = seconds(lambda: step(TIMESTEP), rig.device)
         replay = captured(partial(step, TIMESTEP), rig.device)
-        kinds = torch._dynamo.utils.counters["stats"]["unique_graphs"]
-        named = f"plain PyTorch model in fp16 as one CUDA graph, {kinds} kinds of block compiled in {first:.0f} s"
-        emit(against(rig, model, "max-autotune", lambda timestep: replay(), ours, ours_step, named))
+        kinds = counts[known] - before
+        named = f"plain PyTorch model in fp16 as one CUDA graph, {kinds} kinds of block compiled in {taken:.0f} s"
+        emit(against(ours, "max-autotune", lambda timestep: replay(), named))
 
 
-def our_steps(
-    rig: Rig, config: EzAudioConfig, dit: MaskDiT
-) -> tuple[Callable[[], object], Step, tuple[Tensor, Tensor]]:
-    """A recorded loop of OFFICIAL_STEPS steps, its velocity at a timestep, and text states (2, S, D_text) with mask."""
+def our_side(rig: Rig, model: str) -> Ours:
+    config = preset(model)
+    dit = random_dit(config, rig)
     generator = torch.Generator().manual_seed(1)
     text, empty = (torch.randn(n, config.text.width, generator=generator).numpy() for n in (12, 1))
     sessions = open_sessions(graphs_of(config, dit=copy.deepcopy(dit)), config, rig, "fp16")
@@ -175,7 +194,8 @@ def our_steps(
     padded = torch.zeros(2, max(rig.tokens, 12), config.text.width)
     padded[0, :12], padded[1, :1] = torch.from_numpy(text), torch.from_numpy(empty)
     mask = torch.arange(padded.shape[1]) < torch.tensor([[12], [1]])
-    return lambda: sessions.generate(asked), velocity, (padded.to(rig.device), mask.to(rig.device))
+    loop = partial(sessions.generate, asked)
+    return Ours(rig, model, dit, loop, velocity, padded.to(rig.device), mask.to(rig.device))
 
 
 def latents_of(rig: Rig, config: EzAudioConfig) -> Tensor:
@@ -183,18 +203,16 @@ def latents_of(rig: Rig, config: EzAudioConfig) -> Tensor:
     return torch.randn(size, generator=torch.Generator().manual_seed(2)).to(rig.device)
 
 
-def guided_step(
-    rig: Rig, dit: Any, states: tuple[Tensor, Tensor], autocast: bool = False, dtype: torch.dtype = torch.float32
-) -> Step:
+def guided_step(ours: Ours, dit: Any, autocast: bool = False, dtype: torch.dtype = torch.float32) -> Step:
     """timestep → guided velocity, both branches as a batch of two at the padded length."""
-    context, mask = states[0].to(dtype), states[1]
-    latents = latents_of(rig, preset(rig.models[0])).to(dtype)
+    rig, context = ours.rig, ours.states.to(dtype)
+    latents = latents_of(rig, preset(ours.model)).to(dtype)
     scale, rescale = (torch.tensor([x], device=rig.device) for x in (SCALE, RESCALE))
 
     def step(timestep: int) -> Tensor:
         timesteps = torch.full((2,), timestep, device=rig.device)
         with torch.autocast(rig.device, torch.float16 if rig.measures else torch.bfloat16, enabled=autocast):
-            both = dit(torch.cat([latents, latents]), timesteps, context, context_mask=mask)
+            both = dit(torch.cat([latents, latents]), timesteps, context, context_mask=ours.mask)
         both = both[0] if isinstance(both, tuple) else both
         conditional, negative = both.float().chunk(2)
         return guide(conditional, negative, scale, rescale)
@@ -202,24 +220,22 @@ def guided_step(
     return step
 
 
-def against(
-    rig: Rig, model: str, rival: str, step: Step, ours: Callable[[], object], ours_step: Step, named: str
-) -> dict[str, Any]:
+def against(ours: Ours, rival: str, step: Step, named: str) -> Row:
     """The ratio of a step, once both give the same velocity."""
-    cosine, _ = agreement(ours_step(TIMESTEP), step(TIMESTEP))
+    cosine, _ = agreement(ours.velocity(TIMESTEP), step(TIMESTEP))
     if not cosine >= MIN_STEP_COSINE:
         raise RuntimeError(f"velocities differ: cosine {cosine:.6f}, at least {MIN_STEP_COSINE}")
-    count = OFFICIAL_STEPS if rig.measures else 2
+    count = OFFICIAL_STEPS if ours.rig.measures else 2
 
     def theirs() -> None:
         for _ in range(count):
             step(TIMESTEP)
-        settle(rig.device)
+        settle(ours.rig.device)
 
-    timing = interleave({rival: theirs, "ours": ours}, rig.rounds)
+    timing = interleave({rival: theirs, "ours": ours.loop}, ours.rig.rounds)
     each = {side: 1e3 * timing.median(side) / count for side in (rival, "ours")}
     note = f"{each[rival]:.2f} ÷ {each['ours']:.2f} ms a step, ours fp16; {named}; cosine {cosine:.6f}"
-    return row("G4", model, rival, value=timing.ratio(rival, "ours"), unit="ratio", note=note)
+    return row("G4", ours.model, rival, value=timing.ratio(rival, "ours"), unit="ratio", note=note)
 
 
 def official_dit(checkout: Path, config: EzAudioConfig, dit: MaskDiT) -> torch.nn.Module:

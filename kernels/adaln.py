@@ -81,9 +81,6 @@ def _residual_norm_fwd_kernel(
     mean = tl.sum(x, axis=1) / WIDTH
     centred = tl.where(mask, x - mean[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + EPS)
-    if TRAINED:
-        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
-        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
     weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
     bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
     out = centred * inverse[:, None] * weight[None, :] + bias[None, :]
@@ -92,6 +89,9 @@ def _residual_norm_fwd_kernel(
         shift = tl.load(shift_ptr + batch * shift_stride + column, mask=valid, other=0.0)
         out = out * (1.0 + scale)[None, :] + shift[None, :]
     tl.store(out_ptr + offset, narrow(out, out_ptr.dtype.element_ty), mask=mask)
+    if TRAINED:
+        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
+        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
 
 
 @torch.library.custom_op(

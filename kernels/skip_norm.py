@@ -83,9 +83,6 @@ def _skip_norm_fwd_kernel(
     x = tl.where(mask, x - mean[:, None], 0.0)
     skip = tl.where(mask, skip - mean[:, None], 0.0)
     inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
-    if TRAINED:
-        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
-        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
     weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
     weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
     bias_x = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
@@ -95,6 +92,9 @@ def _skip_norm_fwd_kernel(
     out = out_ptr + 2 * token + column[None, :]
     tl.store(out, narrow(out_x, out_ptr.dtype.element_ty), mask=mask)
     tl.store(out + WIDTH, narrow(out_skip, out_ptr.dtype.element_ty), mask=mask)
+    if TRAINED:
+        tl.store(stats_ptr + batch * 2 * length + row, mean, mask=row < length)
+        tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
 
 
 @triton.jit

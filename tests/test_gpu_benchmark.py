@@ -107,12 +107,12 @@ def test_what_is_missing_is_said_and_what_was_measured_is_kept(
     spread = {"median": 0.5, "p20": 0.4, "p80": 0.6}
     measured = gpu.row("G1", "xl", "loop", value=spread, unit="share", note="")
 
-    prepared: list[str] = []
+    compiled: list[str] = []
 
-    def start(numbers: list[int], *_: Any, prepares: bool = False) -> Any:
+    def start(numbers: list[int], *_: Any, prepared: str | None = None) -> Any:
         section = gpu.SECTIONS[numbers[0]]
-        if prepares:
-            prepared.append(f"{section.name} {section.model}")
+        if prepared is not None:
+            compiled.append(f"{section.name} {section.model}")
             return gpu.Outcome(rows=[measured], reason="is told when it is measured")
         if section.name == "clips":
             late = section.model == "xl"
@@ -123,7 +123,7 @@ def test_what_is_missing_is_said_and_what_was_measured_is_kept(
 
     monkeypatch.setattr(gpu, "start", start)
     rows, facts = gpu.measure_all(arguments(gpu, tmp_path / "rows.jsonl"), {"G1", "G2"})
-    assert sorted(prepared) == ["clips l", "clips xl"]
+    assert sorted(compiled) == ["clips l", "clips xl"]
     saved = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert saved == rows
     told = {(row["goal"], row["model"]): gpu.told(row) for row in rows}
@@ -157,3 +157,17 @@ def test_every_planned_row_has_one_section(gpu: ModuleType) -> None:
 
 def test_tests_that_run_natively_exist(gpu: ModuleType) -> None:
     assert all((ROOT / "tests" / f"test_kernel_{name}.py").is_file() for name in gpu.TESTS)
+
+
+def test_every_part_of_a_section_is_compiled_beside_the_others(
+    gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[tuple[str, str]] = []
+    monkeypatch.setattr(
+        gpu, "start", lambda numbers, *_, prepared: compiled.append((gpu.SECTIONS[numbers[0]].name, prepared))
+    )
+    numbers = [n for n, section in enumerate(gpu.SECTIONS) if section.model == "xl"]
+    gpu.prepare(numbers, arguments(gpu, tmp_path), 1.0)
+    parts = ["norms", "self-attention", "cross-attention"]
+    expected = [("clips", ""), *(("operators", part) for part in parts), ("fidelity", ""), ("rivals", "")]
+    assert sorted(compiled) == sorted(expected)
