@@ -26,6 +26,7 @@ from ezaudio.runtime.audio_file import (
 )
 from ezaudio.runtime.command import Command, one_line
 from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.given_sound import GivenSound
 from ezaudio.runtime.naming import Destination, file_stem
 from ezaudio.runtime.prompts import check_prompts, read_prompts_file
 from ezaudio.runtime.spectrogram import check_plot_extra, spectrogram_png
@@ -49,6 +50,8 @@ Examples:
   ezaudio-run "waves" --negative "music, speech" --steps 50 --guidance 4
   ezaudio-run "hail on a window" --preset fast          # or balanced, best, official: time against fidelity
   ezaudio-run "a train passes" --bundle xl --spectrogram train.png
+  ezaudio-run "a door slams" --edit street.wav --between 2,3.5   # that part anew, the rest as it was
+  ezaudio-run "footsteps" --control claps.wav --bundle l         # as loud as the claps, with its ControlNet
   ezaudio-run --from rain.flac -o again.flac            # the same sound again
   ezaudio-run --from rain.flac --seed 8                 # the same settings, another seed
 
@@ -104,6 +107,7 @@ class Job:
     Attributes:
         sounds: the settings that the user or `--from` named; the bundle's defaults fill the rest.
         bit_depth: None for a format that has none.
+        sound: to edit or to follow.
     """
 
     sounds: list[dict[str, Any]]
@@ -113,6 +117,7 @@ class Job:
     spectrogram: Destination | None
     as_json: bool
     quiet: bool
+    sound: GivenSound | None
 
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -151,6 +156,15 @@ class Job:
 @click.option(
     "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds per prompt, seeds counting up."
 )
+@click.option("--edit", metavar="FILE", help="Make a part of this sound anew, and leave the rest.")
+@click.option(
+    "--between",
+    type=Numbers(float),
+    metavar="START,END",
+    help="The part, in seconds; past the end the sound is continued.",
+)
+@click.option("--control", metavar="FILE", help="Follow the loudness of this sound; needs a bundle with a ControlNet.")
+@click.option("--control-scale", type=float, metavar="X", help="How closely to follow it; 0 is not at all. [1]")
 @click.option("--solver", metavar="NAME", help="ddim, dpmpp_2m or dpmpp_2m_sde.")
 @click.option("--spacing", type=float, metavar="X", help="1: even timesteps; to 4: denser at high noise. [1]")
 @click.option("--eta", type=float, metavar="X", help="Noise added by each step: 0 (none) to 1.")
@@ -174,6 +188,9 @@ def main(
     spectrogram: str | None,
     seed: int | None,
     variations: int,
+    edit: str | None,
+    between: list[float] | None,
+    control: str | None,
     bundle: str | None,
     precision: str | None,
     backend: str,
@@ -186,11 +203,14 @@ def main(
 ) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     made_with: dict[str, Any] = {}
+    sound = GivenSound.of_options(edit, between, control, given)
     if source is not None:
         if prompts or prompts_file is not None:
             raise InputError("--from brings its own prompt: leave out PROMPT and --prompts-file")
         if "preset" in given:
             raise InputError("--from brings its own settings: leave out --preset")
+        if sound is not None:
+            raise InputError("--from repeats a sound made from text alone: leave out --edit and --control")
         made_with = _read_source(source)
         if {"num_steps", "solver"} & given.keys():
             made_with["reuse"] = []  # it names steps of the plan that these change
@@ -215,7 +235,8 @@ def main(
     model = _load_model(bundle, precision, Opening(backend, device, threads, low_memory), source, made_with)
     if words:
         _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
-    _run(Job(sounds, destination, format, depth, picture, as_json, quiet), model)
+    sound = None if sound is None else sound.read(model)
+    _run(Job(sounds, destination, format, depth, picture, as_json, quiet, sound), model)
 
 
 def _run(job: Job, model: TextToAudio) -> None:
@@ -233,7 +254,7 @@ def _run(job: Job, model: TextToAudio) -> None:
         stem = file_stem(settings.prompt)
         start = time.perf_counter()
         label = f"{stem} ({number}/{len(checked)})" if len(checked) > 1 else stem
-        generation = _generate(model, settings, label, job.quiet)
+        generation = _generate(model, settings, label, job)
         elapsed_s = time.perf_counter() - start
 
         samples, sample_rate, settings = generation.samples[0], generation.sample_rate, generation.settings[0]
@@ -262,17 +283,21 @@ def _run(job: Job, model: TextToAudio) -> None:
             click.echo(f"{path}: {audio_s:.2f} s of audio in {cost}")
 
 
-def _generate(model: TextToAudio, settings: Settings, label: str, quiet: bool) -> Generation:
+def _generate(model: TextToAudio, settings: Settings, label: str, job: Job) -> Generation:
     from tqdm import tqdm
 
     given = {name: getattr(settings, name) for name in SETTINGS if name != "prompt"}
     # None: no bar where stderr is no terminal
-    with tqdm(total=settings.num_steps, desc=label, unit="step", leave=False, disable=True if quiet else None) as bar:
+    hidden = True if job.quiet else None
+    with tqdm(total=settings.num_steps, desc=label, unit="step", leave=False, disable=hidden) as bar:
 
         def on_step(step: Step) -> None:
             bar.update()
 
-        return model.generate([settings.prompt], **given, on_step=on_step)
+        if job.sound is None:
+            return model.generate([settings.prompt], **given, on_step=on_step)
+        given["control_scale"] = settings.control_scale
+        return job.sound.generate(model, settings.prompt, **given, on_step=on_step)
 
 
 def _read_source(source: str) -> dict[str, Any]:
