@@ -113,11 +113,12 @@ def add_programs(partial: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | 
     """
     batch, programs, total = partial.shape
     (width,) = weight.shape
-    found = empty_sums(batch, total - 2 * width, weight, bias, scale)
-    block = 32 if target.is_hopper() else 16  # a line of the cache, where that spills no registers
+    gated = total - 2 * width
+    found = empty_sums(batch, gated, weight, bias, scale)
+    block = 32 if gated and target.is_hopper() else 16  # a line of the cache, where that spills no registers
     _row_sums_kernel[(triton.cdiv(width, block),)](
         partial, weight, bias, scale, *found, batch, programs, 0 if scale is None else scale.stride(0),
-        WIDTH=width, GATED=total - 2 * width, ITEMS=ITEMS, ROWS=ROWS, BLOCK=block, MODULATED=scale is not None,
+        WIDTH=width, GATED=gated, ITEMS=ITEMS, ROWS=ROWS, BLOCK=block, MODULATED=scale is not None,
         num_warps=WARPS,
     )  # fmt: skip
     return found
