@@ -51,7 +51,7 @@ Examples:
   ezaudio-run "hail on a window" --preset fast          # or balanced, best, official: time against fidelity
   ezaudio-run "a train passes" --bundle xl --spectrogram train.png
   ezaudio-run "a door slams" --edit street.wav --between 2,3.5   # that part anew, the rest as it was
-  ezaudio-run "footsteps" --control claps.wav --bundle l         # as loud as the claps, with its ControlNet
+  ezaudio-run "footsteps" --control claps.wav --bundle l         # follows their loudness, with its ControlNet
   ezaudio-run --from rain.flac -o again.flac            # the same sound again
   ezaudio-run --from rain.flac --seed 8                 # the same settings, another seed
 
@@ -191,6 +191,7 @@ def main(
     edit: str | None,
     between: list[float] | None,
     control: str | None,
+    control_scale: float | None,
     bundle: str | None,
     precision: str | None,
     backend: str,
@@ -203,7 +204,11 @@ def main(
 ) -> None:
     given = {name: value for name, value in given.items() if value is not None}
     made_with: dict[str, Any] = {}
-    sound = GivenSound.of_options(edit, between, control, given)
+    sound = GivenSound.of_options(edit, between, control, control_scale)
+    if sound is not None and sound.region is not None and "duration_s" in given:
+        raise InputError("--edit keeps the length of its file: leave out --duration")
+    if sound is not None:
+        given["control_scale"] = sound.control_scale
     if source is not None:
         if prompts or prompts_file is not None:
             raise InputError("--from brings its own prompt: leave out PROMPT and --prompts-file")
@@ -296,7 +301,6 @@ def _generate(model: TextToAudio, settings: Settings, label: str, job: Job) -> G
 
         if job.sound is None:
             return model.generate([settings.prompt], **given, on_step=on_step)
-        given["control_scale"] = settings.control_scale
         return job.sound.generate(model, settings.prompt, **given, on_step=on_step)
 
 

@@ -15,10 +15,11 @@ import torch
 
 from ezaudio.data import dataset as dataset_module
 from ezaudio.data import manifest as manifest_module
-from ezaudio.data.audio import check_header, normalize_peak, read_crop, read_start
+from ezaudio.data.audio import check_header, normalize_peak, read_crop
 from ezaudio.data.dataset import ManifestDataset, PackedStrings, SkipReport, batches
 from ezaudio.data.manifest import Row, read_manifest, write_manifest
 from ezaudio.runtime.errors import InputError, MissingExtraError
+from ezaudio.runtime.sound_file import read_start
 
 RATE = 24000
 ROWS = [

@@ -284,9 +284,9 @@ def test_commands(tmp_path: Path) -> None:
 
 
 def test_without_the_extra_one_line_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(command_module, "find_spec", lambda name: None if name == "soxr" else object())
+    monkeypatch.setattr(command_module, "find_spec", lambda name: None if name == "scipy" else object())
     for arguments in (["sounds"], ["render", tmp_path / "x"], ["check", "m.csv"]):
-        fails(run(*arguments), 'this command needs soxr: pip install "ezaudio[train]"')
+        fails(run(*arguments), 'this command needs scipy: pip install "ezaudio[train]"')
 
 
 def test_help_teaches_and_imports_nothing_heavy() -> None:

@@ -1,8 +1,4 @@
-"""Sound files → clips of the model's rate: one crop is read, mixed to mono and resampled, whatever the file's format.
-
-Resampling is soxr's: at 44.1 → 24 kHz a tone above the new Nyquist comes back 140 dB down where scipy's `resample_poly`
-leaves it at -18 dB with its default filter, in half its time (10 s: 1.7 against 3.7 ms), and any two rates will do.
-"""
+"""Sound files → training clips of the model's rate: one crop is read, mixed to mono and resampled."""
 
 from __future__ import annotations
 
@@ -15,19 +11,14 @@ import soxr
 from numpy.typing import NDArray
 
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.sound_file import MAX_MISSING_S, Audio, open_sound
 
-Audio = NDArray[np.float32]
-
-MAX_CHANNELS = 8
-MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
-MIN_DURATION_S, MAX_DURATION_S = 0.05, 24 * 3600.0
-MAX_MISSING_S = 0.1  # lengths that an MP3 header announces are not exact
 MARGIN_S = 0.02  # more than soxr's filter reaches: the crop equals that of the resampled whole file
 
 
 def check_header(path: Path) -> tuple[int, int, int]:
     """Rate in Hz, frames and channels that the file announces. Raises InputError when it cannot be trained on."""
-    with _open(path) as file:
+    with open_sound(path) as file:
         return file.samplerate, file.frames, file.channels
 
 
@@ -42,9 +33,9 @@ def read_crop(path: Path, rng: np.random.Generator, num_samples: int, sample_rat
         rng: draws the place, then the channel.
 
     Raises:
-        InputError: missing, damaged or truncated file, or one out of the limits above.
+        InputError: missing, damaged or truncated file, or one out of the limits of `open_sound`.
     """
-    with _open(path) as file:
+    with open_sound(path) as file:
         source_rate, frames = file.samplerate, file.frames
         wanted = math.ceil(num_samples * source_rate / sample_rate)
         start = int(rng.integers(0, max(0, frames - wanted) + 1))
@@ -77,26 +68,6 @@ def normalize_peak(audio: Audio) -> Audio:
     return (audio / np.float32(peak)).astype(np.float32) if peak > 1e-6 else audio
 
 
-def _open(path: Path) -> soundfile.SoundFile:
-    if not Path(path).is_file():  # also no pipe or device, which could block for ever
-        raise InputError(f"no file '{path}'")
-    try:
-        file = soundfile.SoundFile(path)
-    except (soundfile.LibsndfileError, RuntimeError, OSError) as error:
-        raise InputError(f"'{path}' is no sound file that libsndfile reads: {str(error).splitlines()[0]}") from error
-    duration_s = file.frames / file.samplerate if file.samplerate else 0.0
-    if not 1 <= file.channels <= MAX_CHANNELS:
-        problem = f"{file.channels} channels, expected 1 to {MAX_CHANNELS}"
-    elif not MIN_SAMPLE_RATE <= file.samplerate <= MAX_SAMPLE_RATE:
-        problem = f"{file.samplerate} Hz, expected {MIN_SAMPLE_RATE} to {MAX_SAMPLE_RATE}"
-    elif not MIN_DURATION_S <= duration_s <= MAX_DURATION_S:
-        problem = f"{duration_s:.3f} s, expected {MIN_DURATION_S} s to {MAX_DURATION_S / 3600:.0f} h"
-    else:
-        return file
-    file.close()
-    raise InputError(f"'{path}' has {problem}")
-
-
 def _mix(stretch: NDArray[np.float32], rng: np.random.Generator) -> Audio:
     """(frames, channels) → (frames,)."""
     channels = stretch.shape[1]
@@ -112,24 +83,3 @@ def _margin(source_rate: int, sample_rate: int) -> int:
         return 0
     step, least = source_rate // math.gcd(source_rate, sample_rate), math.ceil(MARGIN_S * source_rate)
     return least if step > least else -(-least // step) * step
-
-
-def read_start(path: Path, max_duration_s: float, sample_rate: int) -> Audio:
-    """The first `max_duration_s` of a file, or all of a shorter one: mean of all channels, float32 (T,).
-
-    Raises:
-        InputError: as `read_crop`.
-    """
-    with _open(path) as file:
-        wanted = min(file.frames, math.ceil(max_duration_s * file.samplerate))
-        try:
-            stretch = file.read(wanted, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise InputError(f"'{path}' cannot be decoded: {error}") from error
-        source_rate = file.samplerate
-    if len(stretch) < wanted - MAX_MISSING_S * source_rate or not np.isfinite(stretch).all():
-        raise InputError(f"'{path}' is truncated or holds NaN or infinity")
-    audio = stretch.mean(1)
-    if source_rate != sample_rate:
-        audio = soxr.resample(audio, source_rate, sample_rate)
-    return np.asarray(audio[: round(max_duration_s * sample_rate)], np.float32)

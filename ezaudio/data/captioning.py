@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from ezaudio.data.audio import Audio, read_start
 from ezaudio.data.dataset import SkipReport
 from ezaudio.data.journal import Journal
 from ezaudio.data.manifest import Manifest, Row
 from ezaudio.data.pretrained import load_pretrained
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.sound_file import Audio, read_start
 
 PROMPT = "Describe the sounds of this recording in one short English sentence. Do not describe what is not heard."
 MAX_DURATION_S = 30.0

@@ -10,7 +10,7 @@ from ezaudio.runtime.errors import MissingExtraError
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-NEEDED = ("torch", "transformers", "scipy", "soxr", "safetensors", "tokenizers")
+NEEDED = ("torch", "transformers", "scipy", "safetensors", "tokenizers")
 
 
 def check_train_extra() -> None:

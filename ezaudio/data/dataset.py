@@ -25,11 +25,12 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ezaudio.data.audio import Audio, normalize_peak, read_crop
+from ezaudio.data.audio import normalize_peak, read_crop
 from ezaudio.data.manifest import Manifest
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.sound_file import Audio
 
 MAX_TRIES = 100
 SAMPLE_RATE = 24000

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from ezaudio.data.audio import Audio, read_start
 from ezaudio.data.dataset import SkipReport
 from ezaudio.data.journal import Journal
 from ezaudio.data.manifest import Manifest, Row, write_manifest
 from ezaudio.data.pretrained import load_pretrained
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.sound_file import Audio, read_start
 from ezaudio.runtime.spectrogram import check_plot_extra
 
 DEFAULT_MODEL = "laion/larger_clap_general"

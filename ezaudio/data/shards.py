@@ -28,11 +28,12 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from ezaudio.checkpoints import ModelSource
-from ezaudio.data.audio import Audio, normalize_peak, read_crop
+from ezaudio.data.audio import normalize_peak, read_crop
 from ezaudio.data.dataset import SkipReport, epoch_order
 from ezaudio.data.manifest import Manifest
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.sound_file import Audio
 from ezaudio.runtime.tokenizer import PromptTokenizer
 from ezaudio.text import encode_text
 from ezaudio.weights import first_line, read_json, save_atomic
