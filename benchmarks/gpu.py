@@ -45,10 +45,8 @@ MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a s
 TESTS = (
     "adaln", "attention", "folded", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
 )  # fmt: skip
-Emit = Callable[[Row], None]
-
-
 OPERATORS = ("norms", "self-attention", "cross-attention")
+Emit = Callable[[Row], None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -198,9 +198,9 @@ def run_rest() -> None:
     out.backward(torch.empty_like(out))
     if target.is_hopper():
         for dtype in (torch.float16, torch.bfloat16):
-            weight = torch.empty(1024, 8192, dtype=dtype)
-            geglu_product(torch.empty(BATCH, FRAMES, 1024, dtype=dtype), weight, weight[0])
-        geglu_product(torch.empty(BATCH, FRAMES, 1024, dtype=dtype), weight.T.contiguous().T, weight[0])
+            x, lying = torch.empty(BATCH, FRAMES, 1024, dtype=dtype), torch.empty(8192, 1024, dtype=dtype)
+            for product in (lying.T, lying.T.contiguous()):
+                geglu_product(x, product, product[0].contiguous())
     latent = torch.empty(BATCH, 128, FRAMES)
     seeds = items = torch.empty(BATCH, dtype=torch.int64)
     weight, row, mask = torch.empty(BATCH), torch.empty(6), torch.empty(BATCH, FRAMES, dtype=torch.bool)

@@ -20,7 +20,7 @@ SHAPES = {
     "length-1": (3, 1, 32),
     "power-of-two": (1, 8, 16),
     "many-programs": (2, 37, 20),
-    "many-clips": (11, 5, 8),
+    "many-clips": (19, 5, 8),
 }
 
 
