@@ -123,6 +123,14 @@ def copy_bandwidth(rig: Rig) -> float:
     return 2 * source.numel() / statistics.median(times[3:]) / 1e6
 
 
+def copy_milliseconds(rig: Rig, num_bytes: int) -> float:
+    """Of a device copy that moves so many bytes, read and write counted, timed as an operator is."""
+    source = torch.zeros(num_bytes // 2, dtype=torch.uint8, device=rig.device)
+    target = torch.empty_like(source)
+    call, cache = captured(lambda: target.copy_(source), rig.device), cold_cache(rig.device)
+    return statistics.median(milliseconds(call, cache) for _ in range(rig.rounds))
+
+
 def product_call(rig: Rig) -> tuple[Callable[[], object], float]:
     """Ten bf16 products of square matrices, and their FLOPs: the time of P."""
     size = rig.product

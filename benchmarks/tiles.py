@@ -30,7 +30,7 @@ from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
 from timing import spread  # noqa: E402
 
 import kernels  # noqa: E402
-from ezaudio.kernels import adaln, attention, attention_backward, geglu, row_sums, skip_norm  # noqa: E402
+from ezaudio.kernels import adaln, attention, attention_backward, geglu, norm_gradient, skip_norm  # noqa: E402
 
 Setting = dict[tuple[Any, str], Any]
 """(module, name) → what takes its place."""
@@ -79,7 +79,7 @@ def attention_settings() -> Settings:
 def settings() -> dict[str, Settings]:
     """By operator."""
     programs: Settings = [
-        (f"programs {n}", True, {(row_sums, "PROGRAMS"): n}) for n in (128, row_sums.PROGRAMS, 512, 1024)
+        (f"programs {n}", True, {(norm_gradient, "PROGRAMS"): n}) for n in (128, norm_gradient.PROGRAMS, 512, 1024)
     ]
     return {
         "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4, 8), (4, 8)) + programs,

@@ -15,10 +15,52 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ezaudio.kernels.norm_gradient import added, backward_tile, levelled, rows_per_program, slanted, sum_pair, sum_pieces
 from ezaudio.kernels.rounding import narrow
-from ezaudio.kernels.row_sums import add_programs, backward_tile, empty_sums, rows_per_program, sum_pair
+from ezaudio.kernels.row_sums import add_programs, empty_sums
 
 Gradients = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+
+
+@triton.jit
+def _slope(
+    weight_ptr: tl.pointer_type,  # (D,)
+    scale_ptr: tl.pointer_type,  # (D,) of a clip
+    column: tl.tensor,
+    valid: tl.tensor,
+    MODULATED: tl.constexpr,
+) -> tl.tensor:
+    """What a norm multiplies x̂ by."""
+    slope = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    if MODULATED:
+        slope *= 1.0 + tl.load(scale_ptr + column, mask=valid, other=0.0)
+    return slope
+
+
+@triton.jit
+def _write(
+    dx: tl.tensor,  # (ROWS, BLOCK)
+    dsum_ptr: tl.pointer_type,
+    update_ptr: tl.pointer_type,
+    dx_ptr: tl.pointer_type,
+    dupdate_ptr: tl.pointer_type,
+    offset: tl.tensor,
+    mask: tl.tensor,
+    opening: tl.tensor,  # (BLOCK,) 1 − gate
+    closing: tl.tensor,  # (BLOCK,), or (ROWS, BLOCK): Σ dx·update
+    HAS_UPDATE: tl.constexpr,
+    HAS_GATE: tl.constexpr,
+) -> tl.tensor:
+    """Store the gradients of some rows; Σ dx·update with these rows."""
+    if HAS_UPDATE:
+        dx += tl.load(dsum_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
+    if HAS_GATE:
+        update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        closing = added(closing, dx * update)
+        dupdate = dx * opening[None, :]
+        tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
+    return closing
 
 
 @triton.jit
@@ -40,6 +82,7 @@ def _residual_norm_bwd_kernel(
     rows_per_program: int,
     WIDTH: tl.constexpr,
     BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,  # of the second piece of a row, or 0
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
@@ -50,43 +93,71 @@ def _residual_norm_bwd_kernel(
     first = tl.program_id(0) * rows_per_program
     column = tl.arange(0, BLOCK)
     valid = column < WIDTH
-    slope = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
     if MODULATED:
-        slope *= 1.0 + tl.load(scale_ptr + batch * scale_stride + column, mask=valid, other=0.0)
+        scale_ptr += batch * scale_stride
+    slope = _slope(weight_ptr, scale_ptr, column, valid, MODULATED)
+    opening = slope
     if HAS_GATE:
-        opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
-    total_s = tl.zeros([BLOCK], tl.float32)
-    total_a = tl.zeros([BLOCK], tl.float32)
-    total_gate = tl.zeros([BLOCK], tl.float32)
+        gate_ptr += batch * gate_stride
+        opening = 1.0 - tl.load(gate_ptr + column, mask=valid, other=0.0)
+    s = tl.zeros([BLOCK], tl.float32)
+    a = tl.zeros([BLOCK], tl.float32)
+    closing = tl.zeros([BLOCK], tl.float32)
+    if TAIL > 0:
+        end_column = BLOCK + tl.arange(0, TAIL)
+        end_valid = end_column < WIDTH
+        end_slope = _slope(weight_ptr, scale_ptr, end_column, end_valid, MODULATED)
+        end_opening = end_slope
+        if HAS_GATE:
+            end_opening = 1.0 - tl.load(gate_ptr + end_column, mask=end_valid, other=0.0)
+        end_s = tl.zeros([ROWS, TAIL], tl.float32)
+        end_a = tl.zeros([ROWS, TAIL], tl.float32)
+        end_closing = tl.zeros([ROWS, TAIL], tl.float32)
     # The next rows are on their way while these wait for each other in the sums over the width.
     for start in tl.range(first, tl.minimum(first + rows_per_program, length), ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        mask = (row < length)[:, None] & valid[None, :]
-        offset = (batch * length + row)[:, None] * WIDTH + column[None, :]
-        x = tl.load(sum_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        dout = tl.load(dout_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        present = (row < length)[:, None]
+        token = (batch * length + row)[:, None] * WIDTH
+        mask = present & valid[None, :]
+        offset = token + column[None, :]
         mean = tl.load(stats_ptr + batch * 2 * length + row, mask=row < length, other=0.0)
         inverse = tl.load(stats_ptr + batch * 2 * length + length + row, mask=row < length, other=0.0)
-        normal = (x - mean[:, None]) * inverse[:, None]
-        total_s += tl.sum(dout, axis=0)
-        total_a += tl.sum(dout * normal, axis=0)
-        slant = dout * slope[None, :]
-        level, tilt = sum_pair(slant, slant * normal)
-        dx = inverse[:, None] * (slant - (level / WIDTH)[:, None] - normal * (tilt / WIDTH)[:, None])
-        if HAS_UPDATE:
-            dx += tl.load(dsum_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
-        if HAS_GATE:
-            update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-            total_gate -= tl.sum(dx * update, axis=0)
-            dupdate = dx * opening[None, :]
-            tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
+        x = tl.load(sum_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        dout = tl.load(dout_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+        if TAIL > 0:
+            end_mask = present & end_valid[None, :]
+            end_offset = token + end_column[None, :]
+            end_x = tl.load(sum_ptr + end_offset, mask=end_mask, other=0.0).to(tl.float32)
+            end_dout = tl.load(dout_ptr + end_offset, mask=end_mask, other=0.0).to(tl.float32)
+            end_normal, end_slant, end_s, end_a = slanted(end_x, end_dout, mean, inverse, end_slope, end_s, end_a)
+        normal, slant, s, a = slanted(x, dout, mean, inverse, slope, s, a)
+        if TAIL > 0:
+            level, tilt = sum_pieces(slant, slant * normal, end_slant, end_slant * end_normal)
+        else:
+            level, tilt = sum_pair(slant, slant * normal)
+        level /= WIDTH
+        tilt /= WIDTH
+        dx = levelled(normal, slant, inverse, level, tilt)
+        closing = _write(
+            dx, dsum_ptr, update_ptr, dx_ptr, dupdate_ptr, offset, mask, opening, closing, HAS_UPDATE, HAS_GATE
+        )
+        if TAIL > 0:
+            dx = levelled(end_normal, end_slant, inverse, level, tilt)
+            end_closing = _write(
+                dx, dsum_ptr, update_ptr, dx_ptr, dupdate_ptr,
+                end_offset, end_mask, end_opening, end_closing, HAS_UPDATE, HAS_GATE,
+            )  # fmt: skip
     SUMS: tl.constexpr = 3 * WIDTH if HAS_GATE else 2 * WIDTH
-    partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * SUMS + column
-    tl.store(partial, total_s, mask=valid)
-    tl.store(partial + WIDTH, total_a, mask=valid)
+    partial_ptr += (batch * tl.num_programs(0) + tl.program_id(0)) * SUMS
+    tl.store(partial_ptr + column, s, mask=valid)
+    tl.store(partial_ptr + WIDTH + column, a, mask=valid)
     if HAS_GATE:
-        tl.store(partial + 2 * WIDTH, total_gate, mask=valid)
+        tl.store(partial_ptr + 2 * WIDTH + column, -closing, mask=valid)
+    if TAIL > 0:
+        tl.store(partial_ptr + end_column, tl.sum(end_s, axis=0), mask=end_valid)
+        tl.store(partial_ptr + WIDTH + end_column, tl.sum(end_a, axis=0), mask=end_valid)
+        if HAS_GATE:
+            tl.store(partial_ptr + 2 * WIDTH + end_column, -tl.sum(end_closing, axis=0), mask=end_valid)
 
 
 def tile_shape(width: int, rows: int, warps: int) -> dict[str, int]:

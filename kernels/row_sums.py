@@ -20,7 +20,6 @@ from torch import Tensor
 from ezaudio.kernels import target
 from ezaudio.kernels.rounding import narrow
 
-PROGRAMS = 256  # of a backward kernel: two for each multiprocessor, while what they write stays a few percent of all
 ITEMS, ROWS, WARPS = 16, 16, 8  # clips and programs added at once: each round waits for memory anew
 
 
@@ -129,28 +128,3 @@ def empty_sums(batch: int, gated: int, weight: Tensor, bias: Tensor, scale: Tens
     modulated = 0 if scale is None else len(weight)
     vectors = (weight.new_empty((batch, width), dtype=torch.float32) for width in (modulated, modulated, gated))
     return Sums(torch.empty_like(weight), torch.empty_like(bias), *vectors)
-
-
-def backward_tile(width: int, dtype: torch.dtype, halves: int = 1) -> dict[str, int]:
-    """Of a backward program: its warps span a row, 16 bytes a thread, so that rows add up inside of threads.
-
-    Args:
-        width: of a row, or of each of its `halves`.
-    """
-    block, size = triton.next_power_of_2(width), dtype.itemsize
-    warps = min(2 * size, max(1, block * size // 512))
-    if dtype == torch.float32:
-        return {"BLOCK": block, "ROWS": 4, "num_warps": warps, "STAGES": 2}
-    return {"BLOCK": block, "ROWS": 1 if block * halves > 2048 else 2, "num_warps": warps, "STAGES": 3}
-
-
-def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:
-    """Rows that each backward program adds up: whole tiles, from the shape alone so that every GPU sums alike."""
-    wanted = triton.cdiv(batch * length, PROGRAMS)
-    return triton.cdiv(min(wanted, length), tile["ROWS"]) * tile["ROWS"]
-
-
-@triton.jit
-def sum_pair(a: tl.tensor, b: tl.tensor) -> tl.tensor:
-    """Sums of two (ROWS, BLOCK) tensors over their last dimension, which wait for each other once, not twice."""
-    return tl.split(tl.sum(tl.join(a, b), axis=1))

@@ -21,9 +21,18 @@ import triton.language as tl
 from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride, tile_shape
+from ezaudio.kernels.norm_gradient import (
+    added,
+    backward_tile,
+    levelled,
+    rows_per_program,
+    slanted,
+    sum_pair,
+    sum_pieces,
+)
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
-from ezaudio.kernels.row_sums import add_programs, backward_tile, empty_sums, rows_per_program, sum_pair
+from ezaudio.kernels.row_sums import add_programs, empty_sums
 
 SKIP_TILE = {"rows": 2, "warps": 4}
 
@@ -98,6 +107,65 @@ def _skip_norm_fwd_kernel(
 
 
 @triton.jit
+def _read(
+    x_ptr: tl.pointer_type,  # (B, L, D)
+    update_ptr: tl.pointer_type,  # (B, L, D)
+    skip_ptr: tl.pointer_type,  # (B, L, D)
+    dout_ptr: tl.pointer_type,  # (B, L, 2D)
+    weight_ptr: tl.pointer_type,  # (2D,)
+    opening: tl.tensor,  # (BLOCK,)
+    token: tl.tensor,  # (ROWS, 1)
+    column: tl.tensor,  # (BLOCK,)
+    valid: tl.tensor,  # (BLOCK,)
+    mask: tl.tensor,  # (ROWS, BLOCK)
+    mean: tl.tensor,  # (ROWS,)
+    inverse: tl.tensor,  # (ROWS,)
+    s_x: tl.tensor,
+    a_x: tl.tensor,
+    s_skip: tl.tensor,
+    a_skip: tl.tensor,
+    WIDTH: tl.constexpr,
+    HAS_UPDATE: tl.constexpr,
+) -> tl.tensor:
+    """ẑ and g of both halves, the update, and the sums of columns with these rows."""
+    offset = token + column[None, :]
+    x, update = _gated_sum(x_ptr, update_ptr, opening, offset, mask, HAS_UPDATE)
+    skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
+    dout_x = tl.load(dout_ptr + token + offset, mask=mask, other=0.0).to(tl.float32)
+    dout_skip = tl.load(dout_ptr + token + offset + WIDTH, mask=mask, other=0.0).to(tl.float32)
+    # Weights come from the first-level cache for every row: the sums of columns take all registers.
+    weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
+    x, slant_x, s_x, a_x = slanted(x, dout_x, mean, inverse, weight_x, s_x, a_x)
+    skip, slant_skip, s_skip, a_skip = slanted(skip, dout_skip, mean, inverse, weight_skip, s_skip, a_skip)
+    return x, slant_x, skip, slant_skip, update, s_x, a_x, s_skip, a_skip
+
+
+@triton.jit
+def _write(
+    dx: tl.tensor,  # (ROWS, BLOCK)
+    dskip: tl.tensor,  # (ROWS, BLOCK)
+    update: tl.tensor,  # (ROWS, BLOCK)
+    opening: tl.tensor,  # (BLOCK,)
+    closing: tl.tensor,  # (BLOCK,), or (ROWS, BLOCK): Σ dx·update
+    dx_ptr: tl.pointer_type,
+    dupdate_ptr: tl.pointer_type,
+    dskip_ptr: tl.pointer_type,
+    offset: tl.tensor,
+    mask: tl.tensor,
+    HAS_UPDATE: tl.constexpr,
+) -> tl.tensor:
+    """Store the gradients of some rows; Σ dx·update with these rows."""
+    tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
+    tl.store(dskip_ptr + offset, narrow(dskip, dskip_ptr.dtype.element_ty), mask=mask)
+    if HAS_UPDATE:
+        closing = added(closing, dx * update)
+        dupdate = dx * opening[None, :]
+        tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
+    return closing
+
+
+@triton.jit
 def _skip_norm_bwd_kernel(
     dout_ptr: tl.pointer_type,  # (B, L, 2D) gradient of h
     x_ptr: tl.pointer_type,  # (B, L, D)
@@ -109,12 +177,13 @@ def _skip_norm_bwd_kernel(
     dx_ptr: tl.pointer_type,  # (B, L, D)
     dupdate_ptr: tl.pointer_type,  # (B, L, D)
     dskip_ptr: tl.pointer_type,  # (B, L, D)
-    partial_ptr: tl.pointer_type,  # (B, P, 4D or 5D) float32: db of x' and skip, dw of both, dgate
+    partial_ptr: tl.pointer_type,  # (B, P, 4D or 5D) float32: S of x' and skip, A of both, dgate
     length: int,
     gate_stride: int,
     rows_per_program: int,
     WIDTH: tl.constexpr,  # D
     BLOCK: tl.constexpr,
+    TAIL: tl.constexpr,  # of the second piece of a row, or 0
     ROWS: tl.constexpr,
     STAGES: tl.constexpr,
     HAS_UPDATE: tl.constexpr,
@@ -124,52 +193,80 @@ def _skip_norm_bwd_kernel(
     column = tl.arange(0, BLOCK)
     valid = column < WIDTH
     opening = tl.zeros([BLOCK], tl.float32)
+    s_x = tl.zeros([BLOCK], tl.float32)
+    a_x = tl.zeros([BLOCK], tl.float32)
+    s_skip = tl.zeros([BLOCK], tl.float32)
+    a_skip = tl.zeros([BLOCK], tl.float32)
+    closing = tl.zeros([BLOCK], tl.float32)
     if HAS_UPDATE:
-        opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
-    db_x = tl.zeros([BLOCK], tl.float32)
-    dw_x = tl.zeros([BLOCK], tl.float32)
-    db_skip = tl.zeros([BLOCK], tl.float32)
-    dw_skip = tl.zeros([BLOCK], tl.float32)
-    total_gate = tl.zeros([BLOCK], tl.float32)
+        gate_ptr += batch * gate_stride
+        opening = 1.0 - tl.load(gate_ptr + column, mask=valid, other=0.0)
+    if TAIL > 0:
+        end_column = BLOCK + tl.arange(0, TAIL)
+        end_valid = end_column < WIDTH
+        end_opening = tl.zeros([TAIL], tl.float32)
+        end_s_x = tl.zeros([ROWS, TAIL], tl.float32)
+        end_a_x = tl.zeros([ROWS, TAIL], tl.float32)
+        end_s_skip = tl.zeros([ROWS, TAIL], tl.float32)
+        end_a_skip = tl.zeros([ROWS, TAIL], tl.float32)
+        end_closing = tl.zeros([ROWS, TAIL], tl.float32)
+        if HAS_UPDATE:
+            end_opening = 1.0 - tl.load(gate_ptr + end_column, mask=end_valid, other=0.0)
     # The next rows are on their way while these wait for each other in the sums over the width.
     for start in tl.range(first, tl.minimum(first + rows_per_program, length), ROWS, num_stages=STAGES):
         row = start + tl.arange(0, ROWS)
-        mask = (row < length)[:, None] & valid[None, :]
+        present = (row < length)[:, None]
         token = (batch * length + row)[:, None] * WIDTH
-        offset = token + column[None, :]
-        x, update = _gated_sum(x_ptr, update_ptr, opening, offset, mask, HAS_UPDATE)
-        skip = tl.load(skip_ptr + offset, mask=mask, other=0.0).to(tl.float32)
-        dout_x = tl.load(dout_ptr + token + offset, mask=mask, other=0.0).to(tl.float32)
-        dout_skip = tl.load(dout_ptr + token + offset + WIDTH, mask=mask, other=0.0).to(tl.float32)
+        mask = present & valid[None, :]
         mean = tl.load(stats_ptr + batch * 2 * length + row, mask=row < length, other=0.0)
         inverse = tl.load(stats_ptr + batch * 2 * length + length + row, mask=row < length, other=0.0)
-        x = (x - mean[:, None]) * inverse[:, None]
-        skip = (skip - mean[:, None]) * inverse[:, None]
-        db_x += tl.sum(dout_x, axis=0)
-        dw_x += tl.sum(dout_x * x, axis=0)
-        db_skip += tl.sum(dout_skip, axis=0)
-        dw_skip += tl.sum(dout_skip * skip, axis=0)
-        # Weights come from the first-level cache for every row: the sums of columns take all registers.
-        dout_x *= tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)[None, :]
-        dout_skip *= tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)[None, :]
-        level, tilt = sum_pair(dout_x + dout_skip, dout_x * x + dout_skip * skip)
-        level, tilt = level / (2 * WIDTH), tilt / (2 * WIDTH)
-        dx = inverse[:, None] * (dout_x - level[:, None] - x * tilt[:, None])
-        dskip = inverse[:, None] * (dout_skip - level[:, None] - skip * tilt[:, None])
-        tl.store(dx_ptr + offset, narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
-        tl.store(dskip_ptr + offset, narrow(dskip, dskip_ptr.dtype.element_ty), mask=mask)
-        if HAS_UPDATE:
-            total_gate -= tl.sum(dx * update, axis=0)
-            dupdate = dx * opening[None, :]
-            tl.store(dupdate_ptr + offset, narrow(dupdate, dupdate_ptr.dtype.element_ty), mask=mask)
+        x, slant_x, skip, slant_skip, update, s_x, a_x, s_skip, a_skip = _read(
+            x_ptr, update_ptr, skip_ptr, dout_ptr, weight_ptr, opening, token, column, valid, mask,
+            mean, inverse, s_x, a_x, s_skip, a_skip, WIDTH, HAS_UPDATE,
+        )  # fmt: skip
+        if TAIL == 0:
+            level, tilt = sum_pair(slant_x + slant_skip, slant_x * x + slant_skip * skip)
+        else:
+            end_mask = present & end_valid[None, :]
+            end_x, end_slant_x, end_skip, end_slant_skip, end_update, end_s_x, end_a_x, end_s_skip, end_a_skip = _read(
+                x_ptr, update_ptr, skip_ptr, dout_ptr, weight_ptr, end_opening, token, end_column, end_valid, end_mask,
+                mean, inverse, end_s_x, end_a_x, end_s_skip, end_a_skip, WIDTH, HAS_UPDATE,
+            )  # fmt: skip
+            level, tilt = sum_pieces(
+                slant_x + slant_skip,
+                slant_x * x + slant_skip * skip,
+                end_slant_x + end_slant_skip,
+                end_slant_x * end_x + end_slant_skip * end_skip,
+            )
+        level /= 2 * WIDTH
+        tilt /= 2 * WIDTH
+        dx = levelled(x, slant_x, inverse, level, tilt)
+        dskip = levelled(skip, slant_skip, inverse, level, tilt)
+        offset = token + column[None, :]
+        closing = _write(dx, dskip, update, opening, closing, dx_ptr, dupdate_ptr, dskip_ptr, offset, mask, HAS_UPDATE)
+        if TAIL > 0:
+            dx = levelled(end_x, end_slant_x, inverse, level, tilt)
+            dskip = levelled(end_skip, end_slant_skip, inverse, level, tilt)
+            offset = token + end_column[None, :]
+            end_closing = _write(
+                dx, dskip, end_update, end_opening, end_closing,
+                dx_ptr, dupdate_ptr, dskip_ptr, offset, end_mask, HAS_UPDATE,
+            )  # fmt: skip
     SUMS: tl.constexpr = 5 * WIDTH if HAS_UPDATE else 4 * WIDTH
-    partial = partial_ptr + (batch * tl.num_programs(0) + tl.program_id(0)) * SUMS + column
-    tl.store(partial, db_x, mask=valid)
-    tl.store(partial + WIDTH, db_skip, mask=valid)
-    tl.store(partial + 2 * WIDTH, dw_x, mask=valid)
-    tl.store(partial + 3 * WIDTH, dw_skip, mask=valid)
+    partial_ptr += (batch * tl.num_programs(0) + tl.program_id(0)) * SUMS
+    tl.store(partial_ptr + column, s_x, mask=valid)
+    tl.store(partial_ptr + WIDTH + column, s_skip, mask=valid)
+    tl.store(partial_ptr + 2 * WIDTH + column, a_x, mask=valid)
+    tl.store(partial_ptr + 3 * WIDTH + column, a_skip, mask=valid)
     if HAS_UPDATE:
-        tl.store(partial + 4 * WIDTH, total_gate, mask=valid)
+        tl.store(partial_ptr + 4 * WIDTH + column, -closing, mask=valid)
+    if TAIL > 0:
+        tl.store(partial_ptr + end_column, tl.sum(end_s_x, axis=0), mask=end_valid)
+        tl.store(partial_ptr + WIDTH + end_column, tl.sum(end_s_skip, axis=0), mask=end_valid)
+        tl.store(partial_ptr + 2 * WIDTH + end_column, tl.sum(end_a_x, axis=0), mask=end_valid)
+        tl.store(partial_ptr + 3 * WIDTH + end_column, tl.sum(end_a_skip, axis=0), mask=end_valid)
+        if HAS_UPDATE:
+            tl.store(partial_ptr + 4 * WIDTH + end_column, -tl.sum(end_closing, axis=0), mask=end_valid)
 
 
 @torch.library.custom_op(

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import adaln, modulation, row_sums
+from ezaudio.kernels import adaln, modulation, norm_gradient
 from ezaudio.kernels import reference as ops
 
 FORMS = ["plain", "modulated", "gated", "ungated-modulated", "gated-modulated"]
@@ -19,7 +19,8 @@ SHAPES = {
     "ragged": (2, 7, 24),
     "length-1": (3, 1, 32),
     "power-of-two": (1, 8, 16),
-    "many-programs": (2, 37, 20),
+    "many-programs": (2, 37, 35),  # a row in pieces of 32 and 4
+    "many-programs-whole": (2, 37, 20),
     "many-clips": (19, 5, 8),
 }
 
@@ -86,12 +87,21 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
     assert fails("gated-modulated", (2, 9, 48), dtype, mean=30.0) == {}
 
 
-def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_sums, "PROGRAMS", 3)
-    tile = row_sums.backward_tile(20, torch.float32)
-    assert tile == {"BLOCK": 32, "ROWS": 4, "num_warps": 1, "STAGES": 2}
-    assert row_sums.rows_per_program(2, 37, tile) == 28
-    assert fails("gated-modulated", SHAPES["many-programs"], torch.float32) == {}
+@pytest.mark.parametrize(
+    ("width", "held"), [(1024, (1024, 0)), (1152, (1024, 128)), (1176, (2048, 0)), (20, (32, 0)), (1, (1, 0))]
+)
+def test_a_row_is_held_in_the_pieces_that_waste_little(width: int, held: tuple[int, int]) -> None:
+    assert norm_gradient.pieces(width) == held
+
+
+@pytest.mark.parametrize("shape", ["many-programs", "many-programs-whole"])
+def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_gradient, "PROGRAMS", 3)
+    tile = norm_gradient.backward_tile(SHAPES[shape][2], torch.float32)
+    pieces = {"BLOCK": 32, "TAIL": 4 if shape == "many-programs" else 0}
+    assert tile == {**pieces, "ROWS": 4, "num_warps": 1, "STAGES": 2}
+    assert norm_gradient.rows_per_program(2, 37, tile) == 28
+    assert fails("gated-modulated", SHAPES[shape], torch.float32) == {}
 
 
 def test_slices_of_one_modulation_tensor_are_read_in_place() -> None:
@@ -115,32 +125,44 @@ def test_two_runs_give_equal_bits(form: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+BOTH = ("many-programs", "many-programs-whole")
+PIECES, WHOLE = BOTH[:1], BOTH[1:]
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "gradient"),
+    ("old", "new", "gradient", "shapes"),
     [
-        ("slant - (level / WIDTH)[:, None] - normal", "slant - normal", "x"),
-        (" - normal * (tilt / WIDTH)[:, None])", ")", "x"),
-        ("dx += tl.load(dsum_ptr", "dx += 0.0 * tl.load(dsum_ptr", "x"),
-        ("slope *= 1.0 + tl.load(scale_ptr", "slope *= 1.0 + 0.0 * tl.load(scale_ptr", "x"),
-        ("dupdate = dx * opening[None, :]", "dupdate = dx", "update"),
-        ("tl.sum(dx * update, axis=0)", "tl.sum(update, axis=0)", "gate"),
-        ("total_s += tl.sum(dout", "total_s = tl.sum(dout", "shift"),
-        ("weight[None, :] * a + bias[None, :] * s", "weight[None, :] * a", "scale"),
-        ("            s *= 1.0 + scale\n", "", "bias"),
-        ("            a *= 1.0 + scale\n", "", "weight"),
-        ("dbias += tl.sum", "dbias = tl.sum", "bias"),
-        ("gate += tl.sum(more_gate", "gate = tl.sum(more_gate", "gate"),
-        (" + shift[None, :]", "", "out1"),
-        ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0"),
+        ("slant - level[:, None] - normal", "slant - normal", "x", BOTH),
+        (" - normal * tilt[:, None])", ")", "x", BOTH),
+        ("sum_pair(slant, slant * normal)", "sum_pair(slant, slant)", "x", WHOLE),
+        ("sum(pair + tl.join(end_a, end_b), axis=1)", "sum(pair, axis=1)", "x", PIECES),
+        ("dx += tl.load(dsum_ptr", "dx += 0.0 * tl.load(dsum_ptr", "x", BOTH),
+        ("slope *= 1.0 + tl.load(scale_ptr", "slope *= 1.0 + 0.0 * tl.load(scale_ptr", "x", BOTH),
+        ("dupdate = dx * opening[None, :]", "dupdate = dx", "update", BOTH),
+        ("end_offset, end_mask, end_opening,", "end_offset, end_mask, end_slope,", "update", PIECES),
+        ("added(closing, dx * update)", "added(closing, update)", "gate", BOTH),
+        ("return total + x", "return x + 0.0 * total", "shift", BOTH),
+        ("-tl.sum(end_closing, axis=0)", "tl.sum(end_closing, axis=0)", "gate", PIECES),
+        ("end_column, tl.sum(end_s, axis=0)", "end_column, tl.sum(end_a, axis=0)", "shift", PIECES),
+        ("end_column, tl.sum(end_a, axis=0)", "end_column, tl.sum(end_s, axis=0)", "weight", PIECES),
+        ("weight[None, :] * a + bias[None, :] * s", "weight[None, :] * a", "scale", BOTH),
+        ("            s *= 1.0 + scale\n", "", "bias", BOTH),
+        ("            a *= 1.0 + scale\n", "", "weight", BOTH),
+        ("dbias += tl.sum", "dbias = tl.sum", "bias", BOTH),
+        ("gate += tl.sum(more_gate", "gate = tl.sum(more_gate", "gate", BOTH),
+        (" + shift[None, :]", "", "out1", BOTH),
+        ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0", BOTH),
     ],
-    ids=lambda value: value.strip()[:28],
+    ids=lambda value: value.strip()[:28] if isinstance(value, str) else "+".join(value),
 )
-def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
-    files = ("adaln_backward.py", "row_sums.py", "adaln.py")
+def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
+    files = ("norm_gradient.py", "adaln_backward.py", "row_sums.py", "adaln.py")
     load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
-    sums = load("row_sums")  # several tiles a program, several sums after it, or a lost running total would not show
-    sums.PROGRAMS, sums.ITEMS, sums.ROWS = 3, 1, 1
-    assert gradient in fails("gated-modulated", SHAPES["many-programs"], torch.float32, load("adaln"))
+    # Several tiles a program, several sums after it, or a lost running total would not show.
+    sums, load("norm_gradient").PROGRAMS = load("row_sums"), 3
+    sums.ITEMS, sums.ROWS = 1, 1
+    for shape in shapes:
+        assert gradient in fails("gated-modulated", SHAPES[shape], torch.float32, load("adaln"))
 
 
 def test_modulation_of_all_blocks_is_that_of_each() -> None:

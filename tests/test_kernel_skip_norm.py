@@ -7,13 +7,18 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, dtype_name, failures, mutant, random
+from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
 from torch import Tensor
 
+from ezaudio.kernels import norm_gradient, skip_norm
 from ezaudio.kernels import reference as ops
-from ezaudio.kernels import row_sums, skip_norm
 
-SHAPES = {"ragged": (2, 7, 24), "length-1": (3, 1, 32), "many-programs": (2, 37, 20)}
+SHAPES = {
+    "ragged": (2, 7, 24),
+    "length-1": (3, 1, 32),
+    "many-programs": (2, 37, 35),  # a row in pieces of 32 and 4
+    "many-programs-whole": (2, 37, 20),
+}
 
 
 def inputs(batch: int, length: int, width: int, gated: bool = True, mean: float = 0.0) -> dict[str, Tensor]:
@@ -78,27 +83,39 @@ def test_two_runs_give_equal_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
+BOTH = ("many-programs", "many-programs-whole")
+PIECES, WHOLE = BOTH[:1], BOTH[1:]
+
+
 @pytest.mark.parametrize(
-    ("old", "new", "gradient"),
+    ("old", "new", "gradient", "shapes"),
     [
-        ("dout_x - level[:, None] - x", "dout_x - x", "x"),
-        ("dout_x - level[:, None] - x * tilt[:, None]", "dout_x - level[:, None]", "x"),
-        ("dout_skip - level[:, None] - skip", "dout_skip - skip", "skip"),
-        ("dout_skip - level[:, None] - skip * tilt[:, None]", "dout_skip - level[:, None]", "skip"),
-        ("sum_pair(dout_x + dout_skip,", "sum_pair(dout_x,", "skip"),
-        ("dupdate = dx * opening[None, :]", "dupdate = dx", "update"),
-        ("tl.sum(dx * update, axis=0)", "tl.sum(update, axis=0)", "gate"),
-        ("dw_x += tl.sum(dout_x * x, axis=0)", "dw_x = tl.sum(dout_x * x, axis=0)", "weight"),
-        ("db_skip += tl.sum(dout_skip, axis=0)", "db_skip = tl.sum(dout_skip, axis=0)", "bias"),
+        ("slant - level[:, None] - normal", "slant - normal", "skip", BOTH),
+        (" - normal * tilt[:, None])", ")", "x", BOTH),
+        ("sum_pair(slant_x + slant_skip,", "sum_pair(slant_x,", "skip", WHOLE),
+        ("slant_x * x + slant_skip * skip)", "slant_x * x)", "x", WHOLE),
+        ("                slant_x + slant_skip,\n", "                slant_x,\n", "skip", PIECES),
+        ("                end_slant_x + end_slant_skip,\n", "                end_slant_x,\n", "x", PIECES),
+        ("end_slant_x * end_x + end_slant_skip * end_skip", "end_slant_x * end_x", "x", PIECES),
+        ("dupdate = dx * opening[None, :]", "dupdate = dx", "update", BOTH),
+        ("added(closing, dx * update)", "added(closing, update)", "gate", BOTH),
+        ("-tl.sum(end_closing, axis=0)", "tl.sum(end_closing, axis=0)", "gate", PIECES),
+        ("return total + x", "return x + 0.0 * total", "weight", BOTH),
+        ("end_column, tl.sum(end_s_skip, axis=0)", "end_column, tl.sum(end_s_x, axis=0)", "bias", PIECES),
+        ("end_column, tl.sum(end_a_x, axis=0)", "end_column, tl.sum(end_a_skip, axis=0)", "weight", PIECES),
+        ("weight_skip, s_skip, a_skip)", "weight_x, s_skip, a_skip)", "skip", BOTH),
     ],
-    ids=lambda value: value.strip()[:28],
+    ids=lambda value: value.strip()[:28] if isinstance(value, str) else "+".join(value),
 )
-def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, tmp_path: Path) -> None:
-    load = mutant(tmp_path, "skip_norm.py", old, new)
-    load("row_sums").PROGRAMS = 3  # several tiles a program, or a lost running total would not show
-    assert gradient in fails(SHAPES["many-programs"], torch.float32, module=load("skip_norm"))
+def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
+    files = ("norm_gradient.py", "skip_norm.py")
+    load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
+    load("norm_gradient").PROGRAMS = 3  # several tiles a program, or a lost running total would not show
+    for shape in shapes:
+        assert gradient in fails(SHAPES[shape], torch.float32, module=load("skip_norm"))
 
 
-def test_several_rows_a_program(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(row_sums, "PROGRAMS", 3)
-    assert fails(SHAPES["many-programs"], torch.float32) == {}
+@pytest.mark.parametrize("shape", BOTH)
+def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(norm_gradient, "PROGRAMS", 3)
+    assert fails(SHAPES[shape], torch.float32) == {}
