@@ -15,7 +15,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels.norm_gradient import added, backward_tile, levelled, rows_per_program, slanted, sum_pair, sum_pieces
+from ezaudio.kernels.norm_gradient import (
+    added,
+    backward_tile,
+    levelled,
+    rows_per_program,
+    slanted,
+    sum_pair,
+    sum_pieces,
+)
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
 
