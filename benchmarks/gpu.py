@@ -29,6 +29,7 @@ import time
 import traceback
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -40,7 +41,7 @@ use_checkout("kernels", "runtime", "export")
 from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
 from gpu_rig import GPU, PREPARATION, REHEARSAL, Rig, hardware  # noqa: E402
 
-TOTAL_S, PREPARATION_S = 470, 190
+TOTAL_S, PREPARATION_S = 470, 100
 MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a section's output: rows, GPU, its end
 TESTS = (
     "adaln", "attention", "folded", "fuse", "geglu", "gradcheck", "sampler_step", "skip_norm", "training",
@@ -93,8 +94,13 @@ def run_section(section: Section, parts: tuple[str, ...], rig: Rig, official: Pa
         gpu_baselines.rivals(rig, model, emit, official)
 
 
-def child(numbers: list[int], part: str | None, rig: Rig, official: Path | None) -> None:
+def child(numbers: list[int], part: str | None, held: bool, rig: Rig, official: Path | None) -> None:
     """Run sections, or a part of one, and print their rows as they are made."""
+    if held:
+        import gpu_baselines  # noqa: F401  takes seconds, and no GPU
+
+        if not sys.stdin.readline():  # the parent has ended
+            return
     facts = hardware(rig.device)
     sys.stdout.write(FACTS + json.dumps(facts) + "\n")
 
@@ -137,10 +143,24 @@ class Outcome:
         sys.stderr.write(line)
 
 
-def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, prepared: str | None = None) -> Outcome:
-    """Sections in a process of their own, which gets so many seconds; or only what a part of one compiles."""
+@dataclass(slots=True)
+class Child:
+    """Sections in a process of their own."""
+
+    process: subprocess.Popen[str]
+    reader: threading.Thread
+    outcome: Outcome
+
+
+def launch(numbers: list[int], arguments: argparse.Namespace, prepared: str | None = None, held: bool = False) -> Child:
+    """Start sections, or only what a part of one compiles.
+
+    Args:
+        held: it imports what it needs and waits for `finish`, while another is measured.
+    """
     command = [sys.executable, str(Path(__file__).resolve()), "--child", ",".join(map(str, numbers))]
     command += ["--dry-run"] if arguments.dry_run else []
+    command += ["--held"] if held else []
     command += [] if prepared is None else ["--prepare", prepared]
     command += ["--official", str(arguments.official)] if arguments.official else []
     environment = dict(os.environ)
@@ -150,6 +170,7 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, pre
         environment |= {"TRITON_INTERPRET": "1", "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
         command,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=None if prepared is None else subprocess.DEVNULL,
         text=True,
@@ -165,9 +186,19 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, pre
 
     reader = threading.Thread(target=read, daemon=True)
     reader.start()
+    return Child(process, reader, outcome)
+
+
+def finish(child: Child, seconds: float) -> Outcome:
+    """Let it run, and so many seconds later stop it."""
+    process, outcome = child.process, child.outcome
+    assert process.stdin is not None
+    with suppress(BrokenPipeError):  # it has failed before, and says why
+        process.stdin.write("go\n")
+        process.stdin.close()
     try:
         status = process.wait(seconds)
-        reader.join(10)
+        child.reader.join(10)
         if status and not outcome.reason:
             outcome.reason = f"the section ended with status {status}"
     except subprocess.TimeoutExpired:
@@ -176,8 +207,12 @@ def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, pre
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)  # with the processes that compile for it
             process.wait()
-            reader.join(10)
+            child.reader.join(10)
     return outcome
+
+
+def start(numbers: list[int], arguments: argparse.Namespace, seconds: float, prepared: str | None = None) -> Outcome:
+    return finish(launch(numbers, arguments, prepared), seconds)
 
 
 def wanted(section: Section, only: set[str], models: set[str]) -> bool:
@@ -213,10 +248,13 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
     chosen = [number for number, section in enumerate(SECTIONS) if wanted(section, only, arguments.models)]
     print(f"compiling for {len(chosen)} sections side by side", file=sys.stderr)
     prepare(chosen, arguments, PREPARATION_S * arguments.seconds / TOTAL_S)
-    for number in chosen:
-        section, left = SECTIONS[number], deadline - time.monotonic()
+    held = [launch([number], arguments, held=True) for number in chosen[:1]]
+    for number, following in zip(chosen, [*chosen[1:], None], strict=True):
+        running, section, left = held.pop(), SECTIONS[number], deadline - time.monotonic()
+        if following is not None:
+            held.append(launch([following], arguments, held=True))
         print(f"{section.name} of {section.model.upper()}, {left:.0f} s left", file=sys.stderr)
-        outcome = start([number], arguments, max(1.0, min(section.seconds * arguments.seconds / TOTAL_S, left)))
+        outcome = finish(running, max(1.0, min(section.seconds * arguments.seconds / TOTAL_S, left)))
         facts = outcome.facts or facts
         made = [r for r in outcome.rows if r["goal"] in only]
         found = {(r["goal"], r["model"], r["what"]) for r in made}
@@ -285,6 +323,7 @@ def parsed() -> argparse.Namespace:
     parser.add_argument("--tests", action="store_true", help="run the kernels' tests and measure nothing")
     parser.add_argument("--dry-run", action="store_true", help="every section on tiny CPU tensors; nothing is saved")
     parser.add_argument("--child", help=argparse.SUPPRESS)
+    parser.add_argument("--held", action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--prepare", metavar="PART", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if unknown := set(arguments.only.split(",")) - set(GOALS):
@@ -301,7 +340,8 @@ def main() -> int:
     arguments = parsed()
     rig = REHEARSAL if arguments.dry_run else GPU if arguments.prepare is None else PREPARATION
     if arguments.child:
-        child([int(number) for number in arguments.child.split(",")], arguments.prepare, rig, arguments.official)
+        numbers = [int(number) for number in arguments.child.split(",")]
+        child(numbers, arguments.prepare, arguments.held, rig, arguments.official)
         return 0
     if arguments.tests:
         return run_tests()

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Collection
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -260,6 +262,32 @@ def table_row(row: dict[str, Any], bandwidth: float | None) -> str:
     return f"{head} {time * 1e3:8.1f} µs {speed:6.0f} GB/s {speed / bandwidth:4.0%} {products}  {rivals}"
 
 
+def cases(model: str, batch: int, device: str) -> list[Case]:
+    width = WIDTHS[model]
+    found = [*norm_cases(batch, width), *attention_cases(batch, width, replace(GPU, device=device))]
+    return [*found, sampler_case(batch // 2 or 1, device)] if model == "l" else found
+
+
+def passes(case: Case) -> tuple[str, ...]:
+    return ("forward", "both") if case.trained else ("forward",)
+
+
+def measured_case(model: str, index: int, batch: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """What is not correct, or by pass what `measure` found."""
+    case = cases(model, batch, "cuda")[index]
+    bad = wrong(case, "cuda")
+    return bad, [] if bad else [measure(case, name == "both", GPU) for name in passes(case)]
+
+
+def alone(model: str, index: int, batch: int) -> tuple[list[str], list[dict[str, Any]]]:
+    """`measured_case` in a process of its own: after a fault, a rival's too, a process can use its GPU no more."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        try:
+            return pool.submit(measured_case, model, index, batch).result()
+        except Exception as error:  # noqa: BLE001  whatever it was, the others are measured
+            return [f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"], []
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="rows: 16 is eight guided clips [%(default)s]")
@@ -269,21 +297,15 @@ def main() -> None:
     measured = device == "cuda"
     bandwidth = copy_bandwidth(GPU) if measured else None
     rows, failed = [], []
-    for model, width in WIDTHS.items():
-        cases = [*norm_cases(args.batch, width), *attention_cases(args.batch, width, replace(GPU, device=device))]
-        if model == "l":
-            cases.append(sampler_case(args.batch // 2 or 1, device))
-        for case in cases:
-            bad = wrong(case, device) if measured else []
-            for problem in bad:
-                failed.append(f"{model} {case.name}: {problem}")
-            for index, name in enumerate(("forward", "both") if case.trained else ("forward",)):
+    for model in WIDTHS:
+        for number, case in enumerate(cases(model, args.batch, device)):
+            print(f"{model} {case.name} …", file=sys.stderr)
+            bad, found = alone(model, number, args.batch) if measured else ([], [])
+            failed += [f"{model} {case.name}: {problem}" for problem in bad]
+            for index, name in enumerate(passes(case)):
                 row = {"model": model, "operator": case.name, "pass": name, "batch": args.batch}
                 row |= {"moved_bytes": case.moved[index], "flops": case.flops[index], "correct": not bad}
-                if measured and not bad:
-                    print(f"{model} {case.name} {name} …", file=sys.stderr)
-                    row |= measure(case, index == 1, GPU)
-                rows.append(row)
+                rows.append(row | (found[index] if found else {}))
     if measured:
         result = {"benchmark": "kernels", **hardware(), "copy_gb_per_s": bandwidth, "failed": failed, "rows": rows}
         args.output.parent.mkdir(parents=True, exist_ok=True)
@@ -293,7 +315,7 @@ def main() -> None:
     for row in rows:
         print(table_row(row, bandwidth if "ms" in row else None))
     if failed:
-        sys.exit("not correct, no ratio printed for these:\n" + "\n".join(failed))
+        sys.exit("not correct or not measured, no ratio printed for these:\n" + "\n".join(failed))
     if not measured:
         sys.exit("A CUDA GPU is needed to measure: the table above is only what each operator has to move and compute.")
 

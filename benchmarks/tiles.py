@@ -30,7 +30,7 @@ from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
 from timing import spread  # noqa: E402
 
 import kernels  # noqa: E402
-from ezaudio.kernels import adaln, attention, attention_backward, geglu, norm_gradient, skip_norm  # noqa: E402
+from ezaudio.kernels import adaln, attention, attention_backward, geglu, norm_tiles, skip_norm  # noqa: E402
 
 Setting = dict[tuple[Any, str], Any]
 """(module, name) → what takes its place."""
@@ -49,7 +49,8 @@ Settings = list[tuple[str, bool, Setting]]
 def forward_settings(module: Any, name: str, kept: Any, rows: tuple[int, ...], warps: tuple[int, ...]) -> Settings:
     found: Settings = [("in use", False, {(module, name): kept})]
     return found + [
-        (f"rows {r}, warps {w}", False, {(module, name): {"rows": r, "warps": w}}) for r, w in product(rows, warps)
+        (f"rows {r}, warps {w}", False, {(module, name): {"whole": (r, w), "padded": (r, w)}})
+        for r, w in product(rows, warps)
     ]
 
 
@@ -79,11 +80,11 @@ def attention_settings() -> Settings:
 def settings() -> dict[str, Settings]:
     """By operator."""
     programs: Settings = [
-        (f"programs {n}", True, {(norm_gradient, "PROGRAMS"): n}) for n in (128, norm_gradient.PROGRAMS, 512, 1024)
+        (f"programs {n}", True, {(norm_tiles, "PROGRAMS"): n}) for n in (128, norm_tiles.PROGRAMS, 512, 1024)
     ]
     return {
-        "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4, 8), (4, 8)) + programs,
-        "skip norm": forward_settings(skip_norm, "SKIP_TILE", skip_norm.SKIP_TILE, (1, 2, 4), (4, 8)) + programs,
+        "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4), (1, 2, 4, 8)) + programs,
+        "skip norm": forward_settings(skip_norm, "SKIP_TILE", skip_norm.SKIP_TILE, (1, 2, 4), (1, 2, 4, 8)) + programs,
         "geglu": [("in use", False, {})]
         + [
             (f"block {b}, warps {w}", False, {(geglu, "BLOCK"): b, (geglu, "WARPS"): w})

@@ -15,15 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels.norm_gradient import (
-    added,
-    backward_tile,
-    levelled,
-    rows_per_program,
-    slanted,
-    sum_pair,
-    sum_pieces,
-)
+from ezaudio.kernels.norm_gradient import added, levelled, slanted, sum_pair, sum_pieces
+from ezaudio.kernels.norm_tiles import backward_tile, rows_per_program
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
 
@@ -166,13 +159,6 @@ def _residual_norm_bwd_kernel(
         tl.store(partial_ptr + WIDTH + end_column, tl.sum(end_a, axis=0), mask=end_valid)
         if HAS_GATE:
             tl.store(partial_ptr + 2 * WIDTH + end_column, -tl.sum(end_closing, axis=0), mask=end_valid)
-
-
-def tile_shape(width: int, rows: int, warps: int) -> dict[str, int]:
-    """Of a forward program: at least so many rows of `width` values, so that their sums overlap; of narrow rows more,
-    16 values a thread."""
-    block = triton.next_power_of_2(width)
-    return {"BLOCK": block, "ROWS": min(16, max(rows, 512 * warps // block)), "num_warps": warps}
 
 
 def batch_stride(*vectors: Tensor | None) -> int:

@@ -1,47 +1,14 @@
-"""What the backward passes of norms share: how rows are laid out over programs and threads, and the gradient of a row.
+"""The gradient of a row that was normalised, in the steps that the backward kernels of norms share.
 
 With ẑ = (z − μ)·r, r = 1/√(σ² + ε), g = dh·slope and means over the width:
 
     dz = r·(g − mean(g) − ẑ·mean(g·ẑ))           S = Σ dh          A = Σ dh·ẑ          (sums over rows)
-
-A row of 1152 is held in pieces of 1024 and 128: padded to 2048, nearly half of all instructions would compute nothing.
 """
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
-
-PROGRAMS = 256  # of a backward kernel: two for each multiprocessor, while what they write stays a few percent of all
-
-
-def pieces(width: int) -> tuple[int, int]:
-    """Powers of two that hold a row: one, or a second that is an eighth of the first at most."""
-    whole = triton.next_power_of_2(width)
-    block = whole // 2
-    tail = triton.next_power_of_2(width - block)
-    return (block, tail) if 8 * tail <= block else (whole, 0)
-
-
-def backward_tile(width: int, dtype: torch.dtype, halves: int = 1) -> dict[str, int]:
-    """Of a backward program: its warps span a row, 16 bytes a thread, so that rows add up inside of threads.
-
-    Args:
-        width: of a row, or of each of its `halves`.
-    """
-    (block, tail), size = pieces(width), dtype.itemsize
-    warps = min(2 * size, max(1, block * size // 512))
-    tile = {"BLOCK": block, "TAIL": tail, "num_warps": warps}
-    if dtype == torch.float32:
-        return tile | {"ROWS": 4, "STAGES": 2}
-    return tile | {"ROWS": 1 if block * halves > 2048 else 2, "STAGES": 3}
-
-
-def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:
-    """Rows that each backward program adds up: whole tiles, from the shape alone so that every GPU sums alike."""
-    wanted = triton.cdiv(batch * length, PROGRAMS)
-    return triton.cdiv(min(wanted, length), tile["ROWS"]) * tile["ROWS"]
 
 
 @triton.jit

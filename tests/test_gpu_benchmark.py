@@ -101,29 +101,48 @@ def test_a_section_that_takes_too_long_is_ended(gpu: ModuleType, tmp_path: Path)
     assert outcome.rows == []
 
 
+def test_a_section_that_is_held_waits_until_it_is_its_turn(gpu: ModuleType, tmp_path: Path) -> None:
+    held, left = (gpu.launch([0], arguments(gpu, tmp_path), held=True) for _ in range(2))
+    assert left.process.stdin is not None
+    left.process.stdin.close()  # as when the parent ends
+    assert left.process.wait(60) == 0
+    left.reader.join(10)
+    assert left.outcome.rows == []
+    assert held.process.poll() is None
+    outcome = gpu.finish(held, 120)
+    assert outcome.reason == ""
+    assert "G1" in {made["goal"] for made in outcome.rows}
+
+
 def test_what_is_missing_is_said_and_what_was_measured_is_kept(
     gpu: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spread = {"median": 0.5, "p20": 0.4, "p80": 0.6}
     measured = gpu.row("G1", "xl", "loop", value=spread, unit="share", note="")
 
-    compiled: list[str] = []
+    happened: list[str] = []
 
-    def start(numbers: list[int], *_: Any, prepared: str | None = None) -> Any:
+    def launch(numbers: list[int], _: Any, prepared: str | None = None, held: bool = False) -> Any:
         section = gpu.SECTIONS[numbers[0]]
-        if prepared is not None:
-            compiled.append(f"{section.name} {section.model}")
-            return gpu.Outcome(rows=[measured], reason="is told when it is measured")
-        if section.name == "clips":
-            late = section.model == "xl"
-            return SimpleNamespace(
-                rows=[measured] if late else [], facts={"gpu": "H200"}, late=late, reason="broke" * (not late)
-            )
-        raise AssertionError(section)
+        assert held is (prepared is None)
+        happened.append(f"{'launch' if held else 'compile'} {section.name} {section.model}")
+        return section, prepared
 
-    monkeypatch.setattr(gpu, "start", start)
+    def finish(launched: Any, seconds: float) -> Any:
+        section, prepared = launched
+        if prepared is not None:
+            return gpu.Outcome(rows=[measured], reason="is told when it is measured")
+        happened.append(f"measure {section.name} {section.model}")
+        late = section.model == "xl"
+        return SimpleNamespace(
+            rows=[measured] if late else [], facts={"gpu": "H200"}, late=late, reason="broke" * (not late)
+        )
+
+    monkeypatch.setattr(gpu, "launch", launch)
+    monkeypatch.setattr(gpu, "finish", finish)
     rows, facts = gpu.measure_all(arguments(gpu, tmp_path / "rows.jsonl"), {"G1", "G2"})
-    assert sorted(compiled) == ["clips l", "clips xl"]
+    assert sorted(happened[:2]) == ["compile clips l", "compile clips xl"]
+    assert happened[2:] == ["launch clips xl", "launch clips l", "measure clips xl", "measure clips l"]
     saved = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text().splitlines()]
     assert saved == rows
     told = {(row["goal"], row["model"]): gpu.told(row) for row in rows}

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import adaln, modulation, norm_gradient
+from ezaudio.kernels import adaln, modulation, norm_tiles
 from ezaudio.kernels import reference as ops
 
 FORMS = ["plain", "modulated", "gated", "ungated-modulated", "gated-modulated"]
@@ -91,16 +91,16 @@ def test_a_mean_far_from_zero_costs_nothing(dtype: torch.dtype) -> None:
     ("width", "held"), [(1024, (1024, 0)), (1152, (1024, 128)), (1176, (2048, 0)), (20, (32, 0)), (1, (1, 0))]
 )
 def test_a_row_is_held_in_the_pieces_that_waste_little(width: int, held: tuple[int, int]) -> None:
-    assert norm_gradient.pieces(width) == held
+    assert norm_tiles.pieces(width) == held
 
 
 @pytest.mark.parametrize("shape", ["many-programs", "many-programs-whole"])
 def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_gradient, "PROGRAMS", 3)
-    tile = norm_gradient.backward_tile(SHAPES[shape][2], torch.float32)
+    monkeypatch.setattr(norm_tiles, "PROGRAMS", 3)
+    tile = norm_tiles.backward_tile(SHAPES[shape][2], torch.float32)
     pieces = {"BLOCK": 32, "TAIL": 4 if shape == "many-programs" else 0}
     assert tile == {**pieces, "ROWS": 4, "num_warps": 1, "STAGES": 2}
-    assert norm_gradient.rows_per_program(2, 37, tile) == 28
+    assert norm_tiles.rows_per_program(2, 37, tile) == 28
     assert fails("gated-modulated", SHAPES[shape], torch.float32) == {}
 
 
@@ -159,7 +159,7 @@ def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tup
     files = ("norm_gradient.py", "adaln_backward.py", "row_sums.py", "adaln.py")
     load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
     # Several tiles a program, several sums after it, or a lost running total would not show.
-    sums, load("norm_gradient").PROGRAMS = load("row_sums"), 3
+    sums, load("norm_tiles").PROGRAMS = load("row_sums"), 3
     sums.ITEMS, sums.ROWS = 1, 1
     for shape in shapes:
         assert gradient in fails("gated-modulated", SHAPES[shape], torch.float32, load("adaln"))

@@ -35,6 +35,8 @@ for case in cases:
 import dataclasses
 swapped = dataclasses.replace(cases[2], fused=lambda x: cases[2].plain(x) * 1.1)
 assert len(kernels.wrong(swapped, "cpu")) == 2
+failed, found = kernels.alone("l", 0, 1)  # a process that cannot measure: there is no GPU
+assert found == [] and failed[0].startswith("failed: AssertionError: "), failed
 """
 
 

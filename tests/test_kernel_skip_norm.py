@@ -10,7 +10,7 @@ import torch
 from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
 from torch import Tensor
 
-from ezaudio.kernels import norm_gradient, skip_norm
+from ezaudio.kernels import norm_tiles, skip_norm
 from ezaudio.kernels import reference as ops
 
 SHAPES = {
@@ -110,12 +110,12 @@ PIECES, WHOLE = BOTH[:1], BOTH[1:]
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
     files = ("norm_gradient.py", "skip_norm.py")
     load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
-    load("norm_gradient").PROGRAMS = 3  # several tiles a program, or a lost running total would not show
+    load("norm_tiles").PROGRAMS = 3  # several tiles a program, or a lost running total would not show
     for shape in shapes:
         assert gradient in fails(SHAPES[shape], torch.float32, module=load("skip_norm"))
 
 
 @pytest.mark.parametrize("shape", BOTH)
 def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(norm_gradient, "PROGRAMS", 3)
+    monkeypatch.setattr(norm_tiles, "PROGRAMS", 3)
     assert fails(SHAPES[shape], torch.float32) == {}

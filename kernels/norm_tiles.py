@@ -1,0 +1,51 @@
+"""How the rows of a norm are laid out over programs, warps and registers.
+
+Backward holds a row of 1152 in pieces of 1024 and 128: padded to 2048, nearly half of all instructions would compute
+nothing.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+
+PROGRAMS = 256  # of a backward kernel: two for each multiprocessor, while what they write stays a few percent of all
+
+
+def pieces(width: int) -> tuple[int, int]:
+    """Powers of two that hold a row: one, or a second that is an eighth of the first at most."""
+    whole = triton.next_power_of_2(width)
+    block = whole // 2
+    tail = triton.next_power_of_2(width - block)
+    return (block, tail) if 8 * tail <= block else (whole, 0)
+
+
+def forward_tile(width: int, whole: tuple[int, int], padded: tuple[int, int]) -> dict[str, int]:
+    """Of a forward program: rows and warps where rows of `width` fill a power of two, and where they do not.
+
+    With fewer warps what is padded are whole registers, which the compiler leaves out. Of narrow rows a program takes
+    more, 16 values a thread.
+    """
+    block = triton.next_power_of_2(width)
+    rows, warps = whole if block == width else padded
+    return {"BLOCK": block, "ROWS": min(16, max(rows, 512 * warps // block)), "num_warps": warps}
+
+
+def backward_tile(width: int, dtype: torch.dtype, halves: int = 1) -> dict[str, int]:
+    """Of a backward program: its warps span a row, 16 bytes a thread, so that rows add up inside of threads.
+
+    Args:
+        width: of a row, or of each of its `halves`.
+    """
+    (block, tail), size = pieces(width), dtype.itemsize
+    warps = min(2 * size, max(1, block * size // 512))
+    tile = {"BLOCK": block, "TAIL": tail, "num_warps": warps}
+    if dtype == torch.float32:
+        return tile | {"ROWS": 4, "STAGES": 2}
+    return tile | {"ROWS": 1 if block * halves > 2048 else 2, "STAGES": 3}
+
+
+def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:
+    """Rows that each backward program adds up: whole tiles, from the shape alone so that every GPU sums alike."""
+    wanted = triton.cdiv(batch * length, PROGRAMS)
+    return triton.cdiv(min(wanted, length), tile["ROWS"]) * tile["ROWS"]
