@@ -63,7 +63,8 @@ def test_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert row["atomics"] == 0, row
         assert not row["unset"], row
         if row["kernel"] in BANDWIDTH_BOUND:
-            assert row["scalar_loads"] == 0, row  # every load is of 16 bytes
+            # Every load is of 16 bytes, but of the second piece of a row: a value a thread, of weights, scale and gate.
+            assert row["scalar_loads"] <= (3 if row["constants"].get("TAIL") else 0), row
         if row["kernel"] in PRODUCTS and ("*bf16" in row["dtypes"] or "*fp16" in row["dtypes"]):
             # on sm_90 the warpgroup products of Hopper, elsewhere those of a warp
             assert row["wgmma" if capability == 90 else "mma"] > 0, row
