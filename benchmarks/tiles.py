@@ -30,7 +30,7 @@ from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
 from timing import spread  # noqa: E402
 
 import kernels  # noqa: E402
-from ezaudio.kernels import adaln, attention, attention_backward, geglu, norm_tiles, skip_norm  # noqa: E402
+from ezaudio.kernels import adaln, adaln_backward, attention, attention_backward, geglu, norm_tiles, skip_norm  # noqa: E402
 
 Setting = dict[tuple[Any, str], Any]
 """(module, name) → what takes its place."""
@@ -77,14 +77,28 @@ def attention_settings() -> Settings:
     return found
 
 
+def norm_backwards() -> Settings:
+    """Programs of one row have fewer registers, so that more of them fit on a multiprocessor."""
+    in_use = norm_tiles.backward_tile
+
+    def chosen(rows: int, warps: int) -> Callable[..., dict[str, int]]:
+        return lambda *shape, **halves: in_use(*shape, **halves) | {"ROWS": rows, "num_warps": warps}
+
+    found: Settings = [("in use", True, {})]
+    for rows, warps, programs in product((1, 2), (4, 8), (128, 256, 384, 512, 640)):
+        tile = chosen(rows, warps)
+        setting: Setting = {(module, "backward_tile"): tile for module in (adaln_backward, skip_norm)}
+        label = f"rows {rows}, warps {warps}, programs {programs}"
+        found.append((label, True, setting | {(norm_tiles, "PROGRAMS"): programs}))
+    return found
+
+
 def settings() -> dict[str, Settings]:
     """By operator."""
-    programs: Settings = [
-        (f"programs {n}", True, {(norm_tiles, "PROGRAMS"): n}) for n in (128, norm_tiles.PROGRAMS, 512, 1024)
-    ]
     return {
-        "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4), (1, 2, 4, 8)) + programs,
-        "skip norm": forward_settings(skip_norm, "SKIP_TILE", skip_norm.SKIP_TILE, (1, 2, 4), (1, 2, 4, 8)) + programs,
+        "adaln-sola": forward_settings(adaln, "NORM_TILE", adaln.NORM_TILE, (1, 2, 4), (1, 2, 4, 8)) + norm_backwards(),
+        "skip norm": forward_settings(skip_norm, "SKIP_TILE", skip_norm.SKIP_TILE, (1, 2, 4), (1, 2, 4, 8))
+        + norm_backwards(),
         "geglu": [("in use", False, {})]
         + [
             (f"block {b}, warps {w}", False, {(geglu, "BLOCK"): b, (geglu, "WARPS"): w})
