@@ -39,10 +39,8 @@ def backward_tile(width: int, dtype: torch.dtype, halves: int = 1) -> dict[str, 
     """
     (block, tail), size = pieces(width), dtype.itemsize
     warps = min(2 * size, max(1, block * size // 512))
-    tile = {"BLOCK": block, "TAIL": tail, "num_warps": warps}
-    if dtype == torch.float32:
-        return tile | {"ROWS": 4, "STAGES": 2}
-    return tile | {"ROWS": 1 if block * halves > 2048 else 2, "STAGES": 3}
+    rows, stages = (1 if block * halves > 2048 else 2), (2 if dtype == torch.float32 else 3)
+    return {"BLOCK": block, "TAIL": tail, "ROWS": rows, "num_warps": warps, "STAGES": stages}
 
 
 def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:

@@ -99,8 +99,8 @@ def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(norm_tiles, "PROGRAMS", 3)
     tile = norm_tiles.backward_tile(SHAPES[shape][2], torch.float32)
     pieces = {"BLOCK": 32, "TAIL": 4 if shape == "many-programs" else 0}
-    assert tile == {**pieces, "ROWS": 4, "num_warps": 1, "STAGES": 2}
-    assert norm_tiles.rows_per_program(2, 37, tile) == 28
+    assert tile == {**pieces, "ROWS": 2, "num_warps": 1, "STAGES": 2}
+    assert norm_tiles.rows_per_program(2, 37, tile) == 26
     assert fails("gated-modulated", SHAPES[shape], torch.float32) == {}
 
 
