@@ -8,9 +8,9 @@
 Models have their real sizes and random weights, which changes nothing about speed. No network is used. All sections
 run at once first, for what they compile, which takes most of the time and fills a host's cores; then each alone, to be
 measured. A section runs in a process of its own with its share of the time, so that neither an error nor a hang takes
-others with it; what fails is a row that says so. Sides run in turn, at least seven rounds; a ratio is the median over
-the rounds, with its 20th and 80th percentile, and there is none where results differ. P is a bf16 product of 8192³ and
-BW a copy, measured in the same process.
+others with it; what it imports, it imports during the section before. What fails is a row that says so. Sides run in
+turn, at least seven rounds; a ratio is the median over the rounds, with its 20th and 80th percentile, and there is none
+where results differ. P is a bf16 product of 8192³ and BW a copy, measured in the same process.
 Rows are appended to benchmarks/results/gpu.jsonl, from which benchmarks/report.py makes its tables.
 
 Without a GPU it prints what each figure is at least made of. --dry-run rehearses every section on tiny CPU tensors.

@@ -21,7 +21,7 @@ import triton.language as tl
 from torch import Tensor
 
 PAGE = mmap.PAGESIZE
-PRIVATE_ANONYMOUS, READ_WRITE, NOTHING = 0x22, 3, 0
+PRIVATE_ANONYMOUS, READ_WRITE, NOTHING = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, mmap.PROT_READ | mmap.PROT_WRITE, 0
 LIBC = ctypes.CDLL(None, use_errno=True)
 LIBC.mmap.restype = ctypes.c_void_p
 LIBC.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
@@ -80,11 +80,8 @@ def run_wrong(side: str) -> None:
 def run(part: str) -> None:
     kernel_compile.BATCH, kernel_compile.FRAMES, kernel_compile.TOKENS, kernel_compile.HEADS = 2, 37, 21, 2
     if part == "norms":
-        for width, dtype in (
-            (35, torch.bfloat16),
-            (20, torch.float16),
-            (32, torch.float32),
-        ):  # in pieces; padded; whole
+        # Rows in pieces, padded, and whole.
+        for width, dtype in ((35, torch.bfloat16), (20, torch.float16), (32, torch.float32)):
             kernel_compile.run_norms(width, dtype)
     elif part == "attention":
         for head, dtype in ((64, torch.bfloat16), (72, torch.bfloat16), (72, torch.float32), (20, torch.float16)):

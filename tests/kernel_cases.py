@@ -24,12 +24,21 @@ needs_copy_engine = pytest.mark.skipif(
 )
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 KERNELS = Path(__file__).parents[1] / "kernels"
+# Shapes of norms whose backward programs have several tiles each, with rows in pieces of 32 and 4, and of one piece.
+MANY_PROGRAMS = {"many-programs": (2, 37, 35), "many-programs-whole": (2, 37, 20)}
+BOTH = tuple(MANY_PROGRAMS)
+PIECES, WHOLE = BOTH[:1], BOTH[1:]
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 
 
 def dtype_name(value: object) -> str | None:
     return str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else None
+
+
+def mutation_name(value: str | tuple[str, ...]) -> str:
+    """Of a term that a test changes, or of the shapes that it is noticed in."""
+    return value.strip()[:28] if isinstance(value, str) else "+".join(value)
 
 
 def random(*shape: int, seed: int, mean: float = 0.0) -> Tensor:

@@ -106,6 +106,7 @@ def run_operators() -> None:
     run_attention(1024, torch.bfloat16, 512, 64)
     run_norms(1152, torch.bfloat16)
     run_norms(1152, torch.float32, all_forms=False)
+    run_norms(1024, torch.float32, all_forms=False)
     run_norms(1024, torch.bfloat16, all_forms=False)
     run_folded(1152, torch.bfloat16)
     run_folded(1024, torch.float16)

@@ -8,7 +8,20 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
-from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
+from kernel_cases import (
+    BOTH,
+    DEVICE,
+    DTYPES,
+    KERNELS,
+    MANY_PROGRAMS,
+    PIECES,
+    WHOLE,
+    dtype_name,
+    failures,
+    mutant,
+    mutation_name,
+    random,
+)
 from torch import Tensor
 
 from ezaudio.kernels import adaln, modulation, norm_tiles
@@ -19,8 +32,7 @@ SHAPES = {
     "ragged": (2, 7, 24),
     "length-1": (3, 1, 32),
     "power-of-two": (1, 8, 16),
-    "many-programs": (2, 37, 35),  # a row in pieces of 32 and 4
-    "many-programs-whole": (2, 37, 20),
+    **MANY_PROGRAMS,
     "many-clips": (19, 5, 8),
 }
 
@@ -94,7 +106,7 @@ def test_a_row_is_held_in_the_pieces_that_waste_little(width: int, held: tuple[i
     assert norm_tiles.pieces(width) == held
 
 
-@pytest.mark.parametrize("shape", ["many-programs", "many-programs-whole"])
+@pytest.mark.parametrize("shape", BOTH)
 def test_several_rows_a_program(shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(norm_tiles, "PROGRAMS", 3)
     tile = norm_tiles.backward_tile(SHAPES[shape][2], torch.float32)
@@ -125,10 +137,6 @@ def test_two_runs_give_equal_bits(form: str) -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-BOTH = ("many-programs", "many-programs-whole")
-PIECES, WHOLE = BOTH[:1], BOTH[1:]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "gradient", "shapes"),
     [
@@ -153,7 +161,7 @@ PIECES, WHOLE = BOTH[:1], BOTH[1:]
         (" + shift[None, :]", "", "out1", BOTH),
         ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0", BOTH),
     ],
-    ids=lambda value: value.strip()[:28] if isinstance(value, str) else "+".join(value),
+    ids=mutation_name,
 )
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
     files = ("norm_gradient.py", "adaln_backward.py", "row_sums.py", "adaln.py")

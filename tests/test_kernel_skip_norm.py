@@ -7,7 +7,20 @@ from types import ModuleType
 
 import pytest
 import torch
-from kernel_cases import DEVICE, DTYPES, KERNELS, dtype_name, failures, mutant, random
+from kernel_cases import (
+    BOTH,
+    DEVICE,
+    DTYPES,
+    KERNELS,
+    MANY_PROGRAMS,
+    PIECES,
+    WHOLE,
+    dtype_name,
+    failures,
+    mutant,
+    mutation_name,
+    random,
+)
 from torch import Tensor
 
 from ezaudio.kernels import norm_tiles, skip_norm
@@ -16,8 +29,7 @@ from ezaudio.kernels import reference as ops
 SHAPES = {
     "ragged": (2, 7, 24),
     "length-1": (3, 1, 32),
-    "many-programs": (2, 37, 35),  # a row in pieces of 32 and 4
-    "many-programs-whole": (2, 37, 20),
+    **MANY_PROGRAMS,
 }
 
 
@@ -83,10 +95,6 @@ def test_two_runs_give_equal_bits() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*runs, strict=True))
 
 
-BOTH = ("many-programs", "many-programs-whole")
-PIECES, WHOLE = BOTH[:1], BOTH[1:]
-
-
 @pytest.mark.parametrize(
     ("old", "new", "gradient", "shapes"),
     [
@@ -105,7 +113,7 @@ PIECES, WHOLE = BOTH[:1], BOTH[1:]
         ("end_column, tl.sum(end_a_x, axis=0)", "end_column, tl.sum(end_a_skip, axis=0)", "weight", PIECES),
         ("weight_skip, s_skip, a_skip)", "weight_x, s_skip, a_skip)", "skip", BOTH),
     ],
-    ids=lambda value: value.strip()[:28] if isinstance(value, str) else "+".join(value),
+    ids=mutation_name,
 )
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
     files = ("norm_gradient.py", "skip_norm.py")
