@@ -2,6 +2,9 @@
 
     python benchmarks/gpu_profile.py                      # XL and L; from a checkout, like gpu.py
     python benchmarks/gpu_profile.py --models xl --batch 8 --top 25
+    ncu --set full --clock-control none -k regex:norm_bwd python benchmarks/gpu_profile.py --once "adaln-sola,skip norm"
+
+The last runs operators of kernels.py once, in the shapes that are timed there, for a profiler to watch.
 
 Times are of PyTorch's profiler, which slows nothing inside of a kernel but leaves out the gaps between them: the line
 "idle" is what the same replay takes on the host's clock without the profiler beyond the sum.
@@ -21,9 +24,11 @@ use_checkout("kernels", "runtime", "export")
 
 from gpu_backend import EMPTY_IDS, PROMPT_IDS, encode, open_sessions, random_dit, request  # noqa: E402
 from gpu_baselines import training_batch, training_loss  # noqa: E402
-from gpu_rig import GPU, hardware, seconds  # noqa: E402
+from gpu_goals import KERNEL_BATCH  # noqa: E402
+from gpu_rig import GPU, hardware, seconds, settle  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
+import kernels  # noqa: E402
 from ezaudio.config import preset  # noqa: E402
 from ezaudio.runtime.solvers import solver_plan  # noqa: E402
 from ezaudio.runtime.torch_backend.random_graphs import random_graphs  # noqa: E402
@@ -60,6 +65,17 @@ def training_step(model: str, side: str) -> Callable[[], object]:
     return step
 
 
+def once(model: str, operators: list[str]) -> None:
+    """Forward and backward of operators, a single time."""
+    for case in kernels.cases(model, KERNEL_BATCH, GPU.device):
+        if case.name in operators:
+            inputs = {name: x.requires_grad_() for name, x in case.inputs(GPU.device).items()}
+            upstream = [torch.ones_like(out) for out in kernels.run(case.fused, inputs, False, [])]
+            kernels.run(case.fused, inputs, True, upstream)
+            settle(GPU.device)
+            print(f"{model.upper()} {case.name}", flush=True)
+
+
 def short(name: str) -> str:
     """A kernel's name without namespaces, arguments and what fills a line."""
     name = re.sub(r"^void |\(anonymous namespace\)::|at::native::|at_cuda_detail::|cutlass::|\(.*\)$", "", name)
@@ -73,13 +89,13 @@ def tell(title: str, divisor: int, call: Callable[[], object], top: int) -> None
     with profile(activities=[ProfilerActivity.CUDA]) as found:
         call()
         torch.cuda.synchronize()
-    kernels = [e for e in found.key_averages() if e.self_device_time_total > 0]
-    kernels.sort(key=lambda e: -e.self_device_time_total)
-    total = sum(e.self_device_time_total for e in kernels)
+    events = [e for e in found.key_averages() if e.self_device_time_total > 0]
+    events.sort(key=lambda e: -e.self_device_time_total)
+    total = sum(e.self_device_time_total for e in events)
     wall = 1e6 * taken
-    print(f"\n{title}: {wall / divisor:.0f} µs, {total / divisor:.0f} in {sum(e.count for e in kernels) / divisor:.0f} "
+    print(f"\n{title}: {wall / divisor:.0f} µs, {total / divisor:.0f} in {sum(e.count for e in events) / divisor:.0f} "
           f"kernels, idle {(wall - total) / divisor:.0f}")  # fmt: skip
-    for e in kernels[:top]:
+    for e in events[:top]:
         each = e.self_device_time_total / e.count
         print(f"{e.self_device_time_total / divisor:9.1f} µs {e.self_device_time_total / total:6.1%} "
               f"{e.count / divisor:7.1f} × {each:7.2f}  {short(e.key)}")  # fmt: skip
@@ -92,11 +108,17 @@ def main() -> int:
     parser.add_argument("--batch", type=int, default=1, help="clips at once [%(default)s]")
     parser.add_argument("--top", type=int, default=30, help="kernels to list [%(default)s]")
     parser.add_argument("--training", action="store_true", help="training steps, too: eager, fused, recorded")
+    parser.add_argument("--once", metavar="OPERATORS", help="run these once and measure nothing")
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
+    models = kernels.named(parser, "--models", arguments.models, tuple(kernels.WIDTHS))
+    if arguments.once:
+        for model in models:
+            once(model, arguments.once.split(","))
+        return 0
     print(", ".join(f"{name} {value}" for name, value in hardware().items()))
-    for model in arguments.models.split(","):
+    for model in models:
         for title, divisor, call in calls(model, arguments.batch):
             tell(title, divisor, call, arguments.top)
         if arguments.training:

@@ -1,10 +1,12 @@
 """The Triton kernels on a GPU: correctness first, then time against eager, torch.compile, SDPA and FlexAttention.
 
     python benchmarks/kernels.py          # from a checkout; needs PyTorch ≥ 2.11 and Triton ≥ 3.6, nothing else
+    python benchmarks/kernels.py --models xl --only self-attention,cross-attention
 
 Every contender is captured as a CUDA graph, so that hosts do not count, and timed in turn with a cold second-level
-cache; a ratio is the median over the rounds, with its 20th and 80th percentile. Without a GPU it prints what each
-operator has to move and compute, and measures nothing.
+cache; a ratio is the median over the rounds, with its 20th and 80th percentile. Compilers run first, for all operators
+side by side. Rows are appended to benchmarks/results/kernels.jsonl. Without a GPU it prints what each operator has to
+move and compute, and measures nothing.
 """
 
 from __future__ import annotations
@@ -13,8 +15,9 @@ import argparse
 import json
 import multiprocessing
 import sys
-from collections.abc import Callable, Collection
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Collection, Iterator
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -23,7 +26,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from checkout import ROOT, use_checkout
-from gpu_rig import GPU, Rig, captured, cold_cache, copy_bandwidth, hardware, milliseconds
+from gpu_rig import GPU, PREPARATION, Rig, captured, cold_cache, copy_bandwidth, hardware, milliseconds, settle
 from timing import spread
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -52,6 +55,7 @@ class Case:
         moved: bytes that forward, and forward with backward, cannot avoid.
         flops: of the products alone, likewise.
         rivals: name → operator, beside eager and torch.compile of `plain`.
+        cached: the second-level cache holds what came before, as within a loop, instead of something else.
     """
 
     name: str
@@ -63,13 +67,14 @@ class Case:
     rivals: dict[str, Operator]
     dtype: torch.dtype = torch.bfloat16
     trained: bool = True
+    cached: bool = False
 
     def inputs(self, device: str) -> dict[str, Tensor]:
-        generator = torch.Generator().manual_seed(0)
+        generator = torch.Generator(device).manual_seed(0)
         made = {}
         for name, shape in self.shapes.items():
             dtype = torch.float32 if name.startswith("m_") else self.dtype
-            made[name] = torch.randn(shape, generator=generator).to(self.dtype).to(device, dtype)
+            made[name] = torch.randn(shape, generator=generator, device=device).to(self.dtype).to(dtype)
         return made
 
 
@@ -215,6 +220,18 @@ def wrong(case: Case, device: str) -> list[str]:
     return bad
 
 
+FAULT = "after a fault of "
+
+
+@contextmanager
+def unusable(name: str, reason: str) -> Iterator[None]:
+    """Where a rival's fault has left the process without its GPU, an error that says whose and why."""
+    try:
+        yield
+    except Exception as error:
+        raise RuntimeError(f"{FAULT}{name}: {reason}") from error
+
+
 def measure(case: Case, train: bool, rig: Rig, rivals: Collection[str] | None = None) -> dict[str, Any]:
     """Milliseconds of fused and of every rival, or of those named, over the rounds; ratios of rival to fused."""
     inputs = {name: x.requires_grad_(train) for name, x in case.inputs(rig.device).items()}
@@ -222,16 +239,21 @@ def measure(case: Case, train: bool, rig: Rig, rivals: Collection[str] | None = 
     others = {"eager": case.plain, "torch.compile": torch.compile(case.plain, **rig.compiler), **case.rivals}
     named = others if rivals is None else {name: call for name, call in others.items() if name in rivals}
     contenders: dict[str, Operator] = {"fused": case.fused, **named}
-    cache, calls, refused = cold_cache(rig.device), {}, {}
+    cache = torch.zeros(1, device=rig.device) if case.cached else cold_cache(rig.device)
+    calls, refused = {}, {}
     for name, operator in contenders.items():
         try:
             with torch.set_grad_enabled(train):
                 upstream = [torch.randn_like(out) for out in run(operator, inputs, False, [])]
             calls[name] = captured(partial(run, operator, inputs, train, upstream), rig.device, train)
+            calls[name]()
+            settle(rig.device)
         except Exception as error:
             if name == "fused":
                 raise
             refused[name] = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            with unusable(name, refused[name]):
+                settle(rig.device)
     rounds: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rig.rounds):
         for name, call in calls.items():
@@ -259,6 +281,7 @@ def table_row(row: dict[str, Any], bandwidth: float | None) -> str:
         for name, q in row["ratio"].items()
         if name != "fused"
     )
+    rivals += "".join(f"  {name} refused" for name in row["refused"])
     return f"{head} {time * 1e3:8.1f} µs {speed:6.0f} GB/s {speed / bandwidth:4.0%} {products}  {rivals}"
 
 
@@ -272,52 +295,97 @@ def passes(case: Case) -> tuple[str, ...]:
     return ("forward", "both") if case.trained else ("forward",)
 
 
-def measured_case(model: str, index: int, batch: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """What is not correct, or by pass what `measure` found."""
-    case = cases(model, batch, "cuda")[index]
-    bad = wrong(case, "cuda")
-    return bad, [] if bad else [measure(case, name == "both", GPU) for name in passes(case)]
+Found = tuple[list[str], list[dict[str, Any]]]
+"""What is not correct, or by pass what `measure` found."""
 
 
-def alone(model: str, index: int, batch: int) -> tuple[list[str], list[dict[str, Any]]]:
-    """`measured_case` in a process of its own: after a fault, a rival's too, a process can use its GPU no more."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        try:
-            return pool.submit(measured_case, model, index, batch).result()
-        except Exception as error:  # noqa: BLE001  whatever it was, the others are measured
-            return [f"failed: {type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"], []
+def measured_case(model: str, index: int, batch: int, rig: Rig, faulty: dict[str, str]) -> Found:
+    case = cases(model, batch, rig.device)[index]
+    bad = [] if rig.prepares else wrong(case, rig.device)
+    rivals = [name for name in ("eager", "torch.compile", *case.rivals) if name not in faulty]
+    found = [] if bad else [measure(case, name == "both", rig, rivals) for name in passes(case)]
+    return bad, [each | {"refused": each["refused"] | faulty} for each in found]
+
+
+def alone(model: str, index: int, batch: int, rig: Rig = GPU) -> Found:
+    """`measured_case` in a process of its own: after a fault a process can use its GPU no more.
+
+    After one of a rival, another process measures without it.
+    """
+    faulty: dict[str, str] = {}
+    while True:
+        with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+            try:
+                return pool.submit(measured_case, model, index, batch, rig, faulty).result()
+            except Exception as error:  # noqa: BLE001  whatever it was, the others are measured
+                message = (str(error).splitlines() or [""])[0][:200]
+                if not message.startswith(FAULT):
+                    return [f"failed: {type(error).__name__}: {message}"], []
+        name, _, reason = message.removeprefix(FAULT).partition(": ")
+        faulty[name] = reason
+
+
+def prepare(jobs: list[tuple[str, int]], batch: int) -> None:
+    """Run all side by side, for what they leave in the caches of compilers. Failures are told when measured."""
+    print(f"compiling for {len(jobs)} operators side by side …", file=sys.stderr)
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        for ended in [pool.submit(alone, model, index, batch, PREPARATION) for model, index in jobs]:
+            ended.result()
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch", type=int, default=16, help="rows: 16 is eight guided clips [%(default)s]")
-    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.json")
+    parser.add_argument("--models", default=",".join(WIDTHS), help="with a comma between them [%(default)s]")
+    parser.add_argument("--only", metavar="OPERATORS", help="with commas between them [all]")
+    parser.add_argument("--output", type=Path, default=ROOT / "benchmarks" / "results" / "kernels.jsonl")
     args = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    measured = device == "cuda"
-    bandwidth = copy_bandwidth(GPU) if measured else None
-    rows, failed = [], []
-    for model in WIDTHS:
-        for number, case in enumerate(cases(model, args.batch, device)):
-            print(f"{model} {case.name} …", file=sys.stderr)
-            bad, found = alone(model, number, args.batch) if measured else ([], [])
-            failed += [f"{model} {case.name}: {problem}" for problem in bad]
-            for index, name in enumerate(passes(case)):
-                row = {"model": model, "operator": case.name, "pass": name, "batch": args.batch}
-                row |= {"moved_bytes": case.moved[index], "flops": case.flops[index], "correct": not bad}
-                rows.append(row | (found[index] if found else {}))
-    if measured:
-        result = {"benchmark": "kernels", **hardware(), "copy_gb_per_s": bandwidth, "failed": failed, "rows": rows}
-        args.output.parent.mkdir(parents=True, exist_ok=True)
-        args.output.write_text(json.dumps(result, indent=1) + "\n")
-        print(", ".join(f"{name} {value}" for name, value in hardware().items()) + f", copy {bandwidth:.0f} GB/s")
+    models = named(parser, "--models", args.models, tuple(WIDTHS))
+    by_model = {model: cases(model, args.batch, device) for model in models}
+    known = tuple(dict.fromkeys(case.name for found in by_model.values() for case in found))
+    only = named(parser, "--only", args.only or ",".join(known), known)
+    jobs = [(model, i) for model, found in by_model.items() for i, case in enumerate(found) if case.name in only]
     print("Bytes that must be moved, FLOPs of the products; ratio = time of the rival ÷ time of the fused operator.")
-    for row in rows:
-        print(table_row(row, bandwidth if "ms" in row else None))
+    if device == "cpu":
+        for model, index in jobs:
+            for row in rows_of(model, by_model[model][index], args.batch, ([], [])):
+                print(table_row(row, None))
+        sys.exit("A CUDA GPU is needed to measure: the table above is only what each operator has to move and compute.")
+    prepare(jobs, args.batch)
+    bandwidth, facts, failed = copy_bandwidth(GPU), hardware(), []
+    print(", ".join(f"{name} {value}" for name, value in facts.items()) + f", copy {bandwidth:.0f} GB/s")
+    args.output.parent.mkdir(parents=True, exist_ok=True)
+    for model, index in jobs:
+        case = by_model[model][index]
+        found = alone(model, index, args.batch)
+        failed += [f"{model} {case.name}: {problem}" for problem in found[0]]
+        rows = rows_of(model, case, args.batch, found)
+        with args.output.open("a", encoding="utf-8") as file:  # at once: a run that is stopped keeps what it measured
+            file.writelines(json.dumps(row | {"copy_gb_per_s": bandwidth} | facts) + "\n" for row in rows)
+        for row in rows:
+            print(table_row(row, bandwidth if "ms" in row else None), flush=True)
     if failed:
         sys.exit("not correct or not measured, no ratio printed for these:\n" + "\n".join(failed))
-    if not measured:
-        sys.exit("A CUDA GPU is needed to measure: the table above is only what each operator has to move and compute.")
+
+
+def named(parser: argparse.ArgumentParser, option: str, given: str, known: tuple[str, ...]) -> list[str]:
+    """The values of an option that takes several, with commas between them."""
+    names = given.split(",")
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"{option}: unknown {', '.join(unknown)}; expected some of {', '.join(known)}")
+    return names
+
+
+def rows_of(model: str, case: Case, batch: int, found: Found) -> list[dict[str, Any]]:
+    """By pass: the floor, whether results are right, and what was measured, if it was."""
+    bad, measured = found
+    rows = []
+    for index, name in enumerate(passes(case)):
+        row = {"benchmark": "kernels", "model": model, "operator": case.name, "pass": name, "batch": batch}
+        row |= {"moved_bytes": case.moved[index], "flops": case.flops[index], "failed": bad}
+        rows.append(row | (measured[index] if measured else {}))
+    return rows
 
 
 if __name__ == "__main__":
