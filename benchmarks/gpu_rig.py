@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -96,7 +97,10 @@ def milliseconds(call: Callable[[], object], cache: Tensor) -> float:
 
 
 def captured(call: Callable[[], Any], device: str, train: bool = False) -> Callable[[], Any]:
-    """A CUDA graph of the call, warmed up: returns what it returned, in the graph's own memory."""
+    """A CUDA graph of the call, warmed up: returns what it returned, in the graph's own memory.
+
+    What the call reads lives as long as the graph, which would read that memory whoever had it.
+    """
     grad = nullcontext() if train else torch.no_grad()
     with grad:
         if device != "cuda":
@@ -111,7 +115,12 @@ def captured(call: Callable[[], Any], device: str, train: bool = False) -> Calla
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph):
             kept = call()
-    return lambda: (graph.replay(), kept)[1]
+    return partial(_replayed, graph, kept, call)
+
+
+def _replayed(graph: torch.cuda.CUDAGraph, kept: Any, owner: Callable[[], Any]) -> Any:
+    graph.replay()
+    return kept
 
 
 def copy_bandwidth(rig: Rig) -> float:

@@ -8,7 +8,10 @@ import json
 import os
 import subprocess
 import sys
+import weakref
 from collections.abc import Iterator
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -190,3 +193,28 @@ def test_every_part_of_a_section_is_compiled_beside_the_others(
     parts = ["norms", "self-attention", "cross-attention"]
     expected = [("clips", ""), *(("operators", part) for part in parts), ("fidelity", ""), ("rivals", "")]
     assert sorted(compiled) == sorted(expected)
+
+
+def test_with_a_mock_of_cuda_what_a_graph_reads_lives_as_long_as_it(
+    gpu: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A graph holds addresses alone: memory that is given back to the device is a fault in its next replay."""
+
+    class Stream:
+        def wait_stream(self, other: object) -> None: ...
+
+    class Graph:
+        def replay(self) -> None: ...
+
+    for name, mock in (("Stream", Stream), ("current_stream", Stream), ("CUDAGraph", Graph)):
+        monkeypatch.setattr(torch.cuda, name, mock)
+    for name in ("stream", "graph"):
+        monkeypatch.setattr(torch.cuda, name, nullcontext)
+    read = torch.ones(3)
+    watched = weakref.ref(read)
+    replay = sys.modules["gpu_rig"].captured(partial(torch.add, read, 1), "cuda")
+    del read
+    assert watched() is not None
+    assert torch.equal(replay(), torch.full((3,), 2.0))
+    del replay
+    assert watched() is None
