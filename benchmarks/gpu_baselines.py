@@ -23,12 +23,12 @@ from gpu_backend import (
     request,
     step_velocity,
 )
-from gpu_goals import KERNEL_BATCH, Row, row
+from gpu_goals import Row, row
 from gpu_rig import Rig, captured, copy_bandwidth, copy_milliseconds, seconds, settle
+from operators import BACKENDS, PASSES, Case, attention_cases, measure, norm_cases, sizes_of, wrong
 from timing import interleave, spread
 from torch import Tensor, nn
 
-import kernels
 from ezaudio.config import EzAudioConfig, preset
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.solvers import solver_plan
@@ -37,8 +37,7 @@ from ezaudio.runtime.torch_backend.request import Shape
 from ezaudio.sampling import guide
 from ezaudio.training.recorded import Recorded
 
-PASSES = ("forward", "both")
-RIVALS = ("eager", *(f"compiled + SDPA {backend}" for backend in kernels.BACKENDS))  # FlexAttention: see kernels.py
+RIVALS = ("eager", *(f"compiled + SDPA {backend}" for backend in BACKENDS))  # FlexAttention: see kernels.py
 OFFICIAL_STEPS = 10
 TIMESTEP = 701
 MIN_STEP_COSINE = 0.999  # of ours in fp16 to the baseline in fp32
@@ -48,19 +47,13 @@ MAX_LOSS_DIFFERENCE, MIN_GRADIENT_COSINE = 0.02, 0.98  # fused against eager, bo
 
 def operators(rig: Rig, model: str, emit: Emit, parts: Sequence[str]) -> None:
     """G7 is of the part "norms", G8 of those that an attention is named by."""
-    width, batch, bandwidth = preset(model).dit.width, sized(rig, model), copy_bandwidth(rig)
-    for case in kernels.norm_cases(batch, width):
+    sizes, bandwidth = sizes_of(rig, model), copy_bandwidth(rig)
+    for case in norm_cases(sizes):
         if "norms" in parts and case.name != "geglu":
             compare(rig, model, emit, "G7", case, (), partial(share_of_bandwidth, rig, bandwidth))
-    for case in kernels.attention_cases(batch, width, rig):
+    for case in attention_cases(sizes, rig):
         if case.name in parts:
             compare(rig, model, emit, "G8", case, RIVALS, best_rival)
-
-
-def sized(rig: Rig, model: str) -> int:
-    """The shapes of `kernels.py` set to those of a model: rows that an operator gets."""
-    kernels.HEADS, kernels.FRAMES, kernels.TOKENS = preset(model).dit.num_heads, rig.frames, rig.tokens
-    return KERNEL_BATCH if rig.measures else 2
 
 
 def compare(
@@ -68,31 +61,29 @@ def compare(
     model: str,
     emit: Emit,
     goal: str,
-    case: kernels.Case,
+    case: Case,
     rivals: Sequence[str],
-    tell: Callable[[kernels.Case, int, dict[str, Any]], dict[str, Any]],
+    tell: Callable[[Case, int, dict[str, Any]], dict[str, Any]],
 ) -> None:
     """A kernel against PyTorch in float64 first, in two types: what is not correct has no figure."""
     with guarded(emit, goal, model, *(f"{case.name}, {direction}" for direction in PASSES)):
-        bad = wrong(rig, case)
+        bad = wrong_in_types(rig, case)
         if bad:
             raise RuntimeError(f"not correct: {'; '.join(bad)[:160]}")
         for index, direction in enumerate(PASSES):
             what = f"{case.name}, {direction}"
             with guarded(emit, goal, model, what):
-                found = kernels.measure(case, direction == "both", rig, rivals)
+                found = measure(case, direction == "both", rig, rivals)
                 emit(row(goal, model, what, **tell(case, index, found)))
 
 
-def wrong(rig: Rig, case: kernels.Case) -> list[str]:
+def wrong_in_types(rig: Rig, case: Case) -> list[str]:
     """What is not within 2 × PyTorch's error + 2 ulp, in the types of the model."""
     types = (torch.bfloat16, torch.float16) if rig.measures else (torch.bfloat16,)
-    return [f"{dtype}: {bad}" for dtype in types for bad in kernels.wrong(replace(case, dtype=dtype), rig.device)]
+    return [f"{dtype}: {bad}" for dtype in types for bad in wrong(replace(case, dtype=dtype), rig.device)]
 
 
-def share_of_bandwidth(
-    rig: Rig, bandwidth: float, case: kernels.Case, index: int, found: dict[str, Any]
-) -> dict[str, Any]:
+def share_of_bandwidth(rig: Rig, bandwidth: float, case: Case, index: int, found: dict[str, Any]) -> dict[str, Any]:
     """BW is that of a large copy; a copy of as many bytes as the operator moves starts and ends, too."""
     times, moved = found["rounds_ms"]["fused"], case.moved[index]
     shares = spread([moved / ms / 1e6 / bandwidth for ms in times])
@@ -101,7 +92,7 @@ def share_of_bandwidth(
     return {"value": shares, "unit": "share", "note": note, "rounds": times}
 
 
-def best_rival(case: kernels.Case, index: int, found: dict[str, Any]) -> dict[str, Any]:
+def best_rival(case: Case, index: int, found: dict[str, Any]) -> dict[str, Any]:
     """Ratio to the fastest of the others."""
     ratios = {name: ratio for name, ratio in found["ratio"].items() if name != "fused"}
     best = min(ratios, key=lambda name: ratios[name]["median"])

@@ -24,15 +24,15 @@ use_checkout("kernels", "runtime", "export")
 
 from gpu_backend import EMPTY_IDS, PROMPT_IDS, encode, open_sessions, random_dit, request  # noqa: E402
 from gpu_baselines import training_batch, training_loss  # noqa: E402
-from gpu_goals import KERNEL_BATCH  # noqa: E402
 from gpu_rig import GPU, hardware, seconds, settle  # noqa: E402
+from operators import all_cases, run  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
-import kernels  # noqa: E402
 from ezaudio.config import preset  # noqa: E402
 from ezaudio.runtime.solvers import solver_plan  # noqa: E402
 from ezaudio.runtime.torch_backend.random_graphs import random_graphs  # noqa: E402
 from ezaudio.training.recorded import Recorded  # noqa: E402
+from kernels import MODELS, named  # noqa: E402
 
 STEPS = 5
 
@@ -67,11 +67,11 @@ def training_step(model: str, side: str) -> Callable[[], object]:
 
 def once(model: str, operators: list[str]) -> None:
     """Forward and backward of operators, a single time."""
-    for case in kernels.cases(model, KERNEL_BATCH, GPU.device):
+    for case in all_cases(GPU, model):
         if case.name in operators:
             inputs = {name: x.requires_grad_() for name, x in case.inputs(GPU.device).items()}
-            upstream = [torch.ones_like(out) for out in kernels.run(case.fused, inputs, False, [])]
-            kernels.run(case.fused, inputs, True, upstream)
+            upstream = [torch.ones_like(out) for out in run(case.fused, inputs, False, [])]
+            run(case.fused, inputs, True, upstream)
             settle(GPU.device)
             print(f"{model.upper()} {case.name}", flush=True)
 
@@ -112,7 +112,7 @@ def main() -> int:
     arguments = parser.parse_args()
     if not torch.cuda.is_available():
         sys.exit("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
-    models = kernels.named(parser, "--models", arguments.models, tuple(kernels.WIDTHS))
+    models = named(parser, "--models", arguments.models, MODELS)
     if arguments.once:
         for model in models:
             once(model, arguments.once.split(","))

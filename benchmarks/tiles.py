@@ -31,14 +31,14 @@ from checkout import ROOT, use_checkout
 
 use_checkout("kernels", "runtime")
 
-from gpu_goals import KERNEL_BATCH  # noqa: E402
 from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
+from operators import PASSES, Case, Sizes, attention_cases, measure, norm_cases, run, sizes_of, wrong  # noqa: E402
 from timing import spread  # noqa: E402
 from torch import Tensor  # noqa: E402
 
-import kernels  # noqa: E402
 from ezaudio.kernels import adaln, adaln_backward, attention, attention_backward, folded, geglu, norm_tiles, skip_norm  # noqa: E402
 from ezaudio.kernels import reference as ops  # noqa: E402
+from kernels import MODELS, named  # noqa: E402
 
 Setting = dict[tuple[Any, str], Any]
 """(module, name) → what takes its place."""
@@ -50,7 +50,6 @@ def attention_tile(block_q: int, block_k: int, warps: int, stages: int) -> dict[
 
 FORWARD = [(128, 64, 8, 3), (128, 64, 4, 3), (128, 32, 8, 3), (64, 64, 4, 3), (64, 64, 4, 2), (64, 32, 4, 3)]
 BACKWARD = [(64, 32, 4, 2), (64, 32, 4, 3), (64, 64, 4, 2), (64, 64, 4, 3), (32, 64, 4, 3), (32, 64, 8, 2)]
-PASSES = ("forward", "both")
 Settings = list[tuple[str, bool, Setting]]
 """What a candidate is called, whether backward is what it changes, and what it sets."""
 
@@ -113,7 +112,7 @@ FOLDED = {
 REPEATED = 20  # launches in a row, as a step is made of: a single one is not much longer than what starts it
 
 
-def folded_cases(width: int, rig: Rig) -> list[kernels.Case]:
+def folded_cases(sizes: Sizes) -> list[Case]:
     """The norms of inference, of one guided clip and of eight."""
 
     def total(m_x: Tensor, update: Tensor, m_gate: Tensor) -> Tensor:
@@ -138,16 +137,16 @@ def folded_cases(width: int, rig: Rig) -> list[kernels.Case]:
             found = folded.skip_norm(m_x, m_skip, m_weight, m_bias, update.dtype, update, m_gate)
         return found
 
-    cases = []
-    for index, rows in enumerate((2, KERNEL_BATCH)):
-        tokens, row = (rows, rig.frames, width), {"m_gate": (width,)}
-        values = REPEATED * rows * rig.frames * width
+    cases, frames, width = [], sizes.frames, sizes.width
+    for index, rows in enumerate((2, sizes.batch)):
+        tokens, row = (rows, frames, width), {"m_gate": (width,)}
+        values = REPEATED * rows * frames * width
         given = {"m_x": tokens, "update": tokens, **row, "m_weight": (width,), "m_bias": (width,)}
         name, skip_name = (names[index] for names in FOLDED.values())
-        cases.append(kernels.Case(name, plain_norm, norm, given, (12 * values,) * 2, (0, 0), {}))
+        cases.append(Case(name, plain_norm, norm, given, (12 * values,) * 2, (0, 0), {}))
         given = {"m_x": tokens, "m_skip": tokens, "update": tokens, **row}
         given |= {"m_weight": (2 * width,), "m_bias": (2 * width,)}
-        cases.append(kernels.Case(skip_name, plain_skip, skip, given, (14 * values,) * 2, (0, 0), {}))
+        cases.append(Case(skip_name, plain_skip, skip, given, (14 * values,) * 2, (0, 0), {}))
     return [replace(case, trained=False, cached=True) for case in cases]
 
 
@@ -184,11 +183,9 @@ def in_place(setting: Setting) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def cases(model: str, rig: Rig) -> list[kernels.Case]:
-    width, batch = (kernels.WIDTHS[model], KERNEL_BATCH) if rig.measures else (32, 2)
-    if not rig.measures:
-        kernels.HEADS, kernels.FRAMES, kernels.TOKENS = 2, rig.frames, rig.tokens
-    return [*kernels.norm_cases(batch, width), *folded_cases(width, rig), *kernels.attention_cases(batch, width, rig)]
+def cases(model: str, rig: Rig) -> list[Case]:
+    sizes = sizes_of(rig, model)
+    return [*norm_cases(sizes), *folded_cases(sizes), *attention_cases(sizes, rig)]
 
 
 def compile_candidates(model: str, operator: str, numbers: list[int]) -> None:
@@ -198,9 +195,9 @@ def compile_candidates(model: str, operator: str, numbers: list[int]) -> None:
     for number in numbers:
         _, backward, setting = settings()[operator][number]
         with suppress(Exception), in_place(setting):
-            upstream = [torch.ones_like(out) for out in kernels.run(case.fused, inputs, False, [])]
+            upstream = [torch.ones_like(out) for out in run(case.fused, inputs, False, [])]
             if backward:
-                kernels.run(case.fused, inputs, True, upstream)
+                run(case.fused, inputs, True, upstream)
 
 
 def prepare(models: list[str], operators: list[str], passes: list[str]) -> None:
@@ -232,12 +229,12 @@ def rehearsed(candidates: Settings) -> Settings:
     return [found for each in (False, True) for found in [c for c in candidates if c[1] is each][:2]]
 
 
-def measured(case: kernels.Case, backward: bool, setting: Setting, rig: Rig) -> dict[str, Any]:
+def measured(case: Case, backward: bool, setting: Setting, rig: Rig) -> dict[str, Any]:
     try:
         with in_place(setting):
-            if bad := kernels.wrong(case, rig.device):
+            if bad := wrong(case, rig.device):
                 return {"reason": f"not correct: {bad[0]}"}
-            times = kernels.measure(case, backward, rig, rivals=())["rounds_ms"]["fused"]
+            times = measure(case, backward, rig, rivals=())["rounds_ms"]["fused"]
     except Exception as error:  # noqa: BLE001  what does not fit on the device says so
         return {"reason": f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:100]}"}
     return {"us": 1e3 * spread(times)["median"], "rounds_ms": times}
@@ -252,9 +249,9 @@ def main() -> None:
     parser.add_argument("--dry-run", action="store_true", help="two candidates of each on tiny CPU tensors; not saved")
     arguments = parser.parse_args()
     rig = REHEARSAL if arguments.dry_run else GPU
-    models = kernels.named(parser, "--models", arguments.models, tuple(kernels.WIDTHS))
-    operators = kernels.named(parser, "--only", arguments.only, tuple(settings()))
-    passes = kernels.named(parser, "--passes", arguments.passes, PASSES)
+    models = named(parser, "--models", arguments.models, MODELS)
+    operators = named(parser, "--only", arguments.only, tuple(settings()))
+    passes = named(parser, "--passes", arguments.passes, PASSES)
     if not torch.cuda.is_available() and not arguments.dry_run:
         sys.exit("A CUDA GPU is needed to measure. --dry-run rehearses, with TRITON_INTERPRET=1.")
     if not arguments.dry_run:

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 import torch
@@ -26,17 +30,14 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
 CHECK = """
 import sys
 sys.path.insert(0, "benchmarks")
-import kernels
+import operators
 from gpu_rig import REHEARSAL
-kernels.FRAMES, kernels.TOKENS, kernels.HEADS, kernels.CHANNELS = 9, 5, 2, 4
-cases = [*kernels.norm_cases(2, 32), *kernels.attention_cases(2, 32, REHEARSAL), kernels.sampler_case(2, "cpu")]
+cases = operators.all_cases(REHEARSAL, "l")
 for case in cases:
-    assert kernels.wrong(case, "cpu") == [], (case.name, kernels.wrong(case, "cpu"))
+    assert operators.wrong(case, "cpu") == [], (case.name, operators.wrong(case, "cpu"))
 import dataclasses
 swapped = dataclasses.replace(cases[2], fused=lambda x: cases[2].plain(x) * 1.1)
-assert len(kernels.wrong(swapped, "cpu")) == 2
-failed, found = kernels.alone("l", 0, 1)  # a process that cannot measure: there is no GPU
-assert found == [] and failed[0].startswith("failed: AssertionError: "), failed
+assert len(operators.wrong(swapped, "cpu")) == 2
 """
 
 
@@ -47,6 +48,69 @@ def test_its_check_passes_the_operators_and_fails_others() -> None:
         [sys.executable, "-c", CHECK], cwd=SCRIPT.parents[1], env=environment, capture_output=True, text=True
     )
     assert run.returncode == 0, run.stderr
+
+
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    """The script as a module, forgotten afterwards with those beside it."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(SCRIPT.parent))
+    monkeypatch.delitem(sys.modules, "kernels", raising=False)
+    yield importlib.import_module("kernels")
+    for name in set(sys.modules) - before:
+        if SCRIPT.with_name(f"{name}.py").is_file():
+            del sys.modules[name]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
+def test_operators_are_rehearsed_side_by_side_and_timed_in_turn(tmp_path: Path) -> None:
+    environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, SCRIPT, "--dry-run", "--models", "xl", "--only", "geglu,cross-attention"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = run.stdout.splitlines()[2:]
+    assert [row.split()[:3:2] for row in rows] == [["xl", "forward"], ["xl", "both"]] * 2
+    assert all("µs" in row and "torch.compile" in row for row in rows), run.stdout
+    assert all("FlexAttention" in row for row in rows[2:]), run.stdout
+
+
+class Mock:
+    """A worker that answers what it is given: faults need a GPU."""
+
+    def __init__(self, job: Any, answers: list[dict[str, Any]]) -> None:
+        self.job, self.answers, self.process = job, answers, self
+
+    def answer(self) -> dict[str, Any]:
+        return self.answers.pop(0)
+
+    def timed(self) -> dict[str, Any]:
+        return self.answer()
+
+    def kill(self) -> None: ...
+
+    def join(self) -> None: ...
+
+
+def test_with_mocks_of_processes_a_rivals_fault_leaves_the_others_measured(
+    kernels: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given = []
+
+    def started(job: Any, rig: Any, batch: int) -> Mock:
+        given.append(job)
+        if job.index == 1:
+            return Mock(job, [{"problem": "its process ended with status 1"}])
+        if "flex" in job.faulty or job.index == 2:
+            return Mock(job, [{}, {"ms": {"fused": 1.0}}])
+        return Mock(job, [{"problem": f"RuntimeError: {kernels.FAULT}flex: an illegal access"}])
+
+    monkeypatch.setattr(kernels, "started", started)
+    jobs = [kernels.Job("l", index, "forward") for index in range(3)]
+    found = {job.index: answer for job, answer in kernels.measured(jobs, None, 2, at_once=2)}
+    assert found == {
+        1: {"problem": "its process ended with status 1"}, 2: {"ms": {"fused": 1.0}}, 0: {"ms": {"fused": 1.0}}
+    }  # fmt: skip
+    assert [job.faulty for job in given] == [{}, {}, {}, {"flex": "an illegal access"}]
 
 
 @pytest.mark.slow
