@@ -23,9 +23,9 @@ from gpu_backend import (
     request,
     step_velocity,
 )
-from gpu_goals import Row, row
+from gpu_goals import PASSES, Row, row
 from gpu_rig import Rig, captured, copy_bandwidth, copy_milliseconds, seconds, settle
-from operators import BACKENDS, PASSES, Case, attention_cases, measure, norm_cases, sizes_of, wrong
+from operators import BACKENDS, Case, attention_cases, measure, norm_cases, sized, wrong
 from timing import interleave, spread
 from torch import Tensor, nn
 
@@ -47,7 +47,7 @@ MAX_LOSS_DIFFERENCE, MIN_GRADIENT_COSINE = 0.02, 0.98  # fused against eager, bo
 
 def operators(rig: Rig, model: str, emit: Emit, parts: Sequence[str]) -> None:
     """G7 is of the part "norms", G8 of those that an attention is named by."""
-    sizes, bandwidth = sizes_of(rig, model), copy_bandwidth(rig)
+    sizes, bandwidth = sized(rig, model), copy_bandwidth(rig)
     for case in norm_cases(sizes):
         if "norms" in parts and case.name != "geglu":
             compare(rig, model, emit, "G7", case, (), partial(share_of_bandwidth, rig, bandwidth))

@@ -78,24 +78,61 @@ def step_flops(config: EzAudioConfig, rows: int = 2, frames: int = FRAMES, token
     return rows * (dit.num_blocks * block + skips + ends + time + context)
 
 
+@dataclass(frozen=True, slots=True)
+class Sizes:
+    """Of what operators are given: rows, their frames, the tokens of a prompt, and a model's width and heads."""
+
+    batch: int
+    frames: int
+    tokens: int
+    width: int
+    heads: int
+    channels: int
+
+
+def sizes_of(model: str, batch: int = KERNEL_BATCH, frames: int = FRAMES, tokens: int = TOKENS) -> Sizes:
+    dit = preset(model).dit
+    return Sizes(batch, frames, tokens, dit.width, dit.num_heads, dit.latent_channels)
+
+
+PASSES = ("forward", "both")
+TENSORS = {"adaln-sola": (4, 10), "skip norm": (5, 13), "geglu": (12, 32)}  # of tokens, read and written by each pass
+# Every operator that has a kernel, and the models that it is timed in.
+KERNELS = [
+    *((model, operator) for model in ("l", "xl") for operator in (*TENSORS, "self-attention", "cross-attention")),
+    ("l", "sampler step"),
+]
+
+
+def kernel_floor(operator: str, sizes: Sizes) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Bytes that forward, and forward with backward, cannot avoid, and FLOPs of their products, in 16 bits."""
+    batch, frames, width = sizes.batch, sizes.frames, sizes.width
+    tensor = 2 * batch * frames * width
+    if operator in TENSORS:
+        forward, both = TENSORS[operator]
+        return (forward * tensor, both * tensor), (0, 0)
+    if operator == "sampler step":  # in float32; guided: rows are two for each clip
+        moved = 7 * 4 * max(1, batch // 2) * sizes.channels * frames
+        return (moved, moved), (0, 0)
+    keys = frames if operator == "self-attention" else sizes.tokens
+    keyed, product = 2 * batch * keys * width, 2 * batch * frames * keys * width
+    return (2 * tensor + 2 * keyed, 6 * tensor + 6 * keyed), (2 * product, 7 * product)
+
+
 def floor(goal: str, model: str, what: str) -> str:
     """What the figure cannot do without, by count."""
     config = preset(model)
-    step, width, tokens = step_flops(config) / 1e12, config.dit.width, KERNEL_BATCH * FRAMES
+    step = step_flops(config) / 1e12
     if goal in ("G1", "G4", "G5"):
         return f"{step:.3f} TFLOP a step"
     if goal == "G2":
         return f"{8 * step:.2f} TFLOP a step"
     if goal in ("G3", "G6"):  # preset fast: 5 steps, of which some are not guided and one runs the outer blocks alone
         return f"{STEPS * step:.0f} TFLOP of steps" if goal == "G3" else f"at most {5 * step:.1f} TFLOP of steps"
-    if goal == "G7":
+    if goal in ("G7", "G8"):
         operator, direction = what.split(", ")
-        tensors = {"adaln-sola": (4, 10), "skip norm": (5, 13)}[operator][direction == "both"]
-        return f"{tensors * 2 * tokens * width / 1e6:.0f} MB"
-    if goal == "G8":
-        operator, direction = what.split(", ")
-        keys = FRAMES if operator == "self-attention" else TOKENS
-        return f"{(7 if direction == 'both' else 2) * 2 * tokens * keys * width / 1e9:.0f} GFLOP"
+        moved, flops = (each[PASSES.index(direction)] for each in kernel_floor(operator, sizes_of(model)))
+        return f"{moved / 1e6:.0f} MB" if goal == "G7" else f"{flops / 1e9:.0f} GFLOP"
     if goal == "G9":
         return f"{3 * step_flops(config, rows=1) / 1e12:.3f} TFLOP a clip"
     return ""

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 from checkout import ROOT
-from gpu_goals import KERNEL_BATCH
+from gpu_goals import KERNEL_BATCH, PASSES
 from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware
-from operators import FAULT, PASSES, Case, all_cases, recorded, timed, wrong
+from operators import FAULT, Case, all_cases, recorded, timed, wrong
 
 MODELS = ("l", "xl")
 BYTES_EACH = 6 * 2**30  # of a process, at most: attention in float64 and as plain operators

@@ -6,7 +6,6 @@ timed in turn with a cold second-level cache.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from checkout import use_checkout
-from gpu_goals import KERNEL_BATCH
+from gpu_goals import KERNEL_BATCH, Sizes, kernel_floor, sizes_of
 from gpu_rig import Rig, captured, cold_cache, milliseconds, settle
 from timing import spread
 from torch import Tensor
@@ -25,11 +24,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 use_checkout("kernels", "runtime")
 
 from ezaudio import sampling  # noqa: E402
-from ezaudio.config import preset  # noqa: E402
 from ezaudio.kernels import reference as ops  # noqa: E402
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
-PASSES = ("forward", "both")
 BACKENDS = {
     "flash": SDPBackend.FLASH_ATTENTION,
     "cudnn": SDPBackend.CUDNN_ATTENTION,
@@ -37,22 +34,10 @@ BACKENDS = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Sizes:
-    """Of what operators are given: rows, their frames, the tokens of a prompt, and a model's width and heads."""
-
-    batch: int
-    frames: int
-    tokens: int
-    width: int
-    heads: int
-    channels: int
-
-
-def sizes_of(rig: Rig, model: str, batch: int = KERNEL_BATCH) -> Sizes:
+def sized(rig: Rig, model: str, batch: int = KERNEL_BATCH) -> Sizes:
+    """Of a model, or what rehearses it."""
     real = model in rig.models
-    dit, rows = preset(model if real else rig.models[0]).dit, batch if real else 2
-    return Sizes(rows, rig.frames, rig.tokens, dit.width, dit.num_heads, dit.latent_channels)
+    return sizes_of(model if real else rig.models[0], batch if real else 2, rig.frames, rig.tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,15 +98,14 @@ def norm_cases(sizes: Sizes) -> list[Case]:
 
     batch, frames, width = sizes.batch, sizes.frames, sizes.width
     tokens, row = (batch, frames, width), (width,)
-    size = 2 * batch * frames * width  # bytes of one tensor of tokens
     vectors = dict.fromkeys(("m_gate", "m_shift", "m_scale"), (batch, width))
     adaln = {"x": tokens, "update": tokens, "weight": row, "bias": row, **vectors}
     skipping = {"x": tokens, "skip": tokens, "update": tokens, "weight": (2 * width,), "bias": (2 * width,)}
     skipping["m_gate"] = (batch, width)
     return [
-        Case("adaln-sola", gated, fused_gated, adaln, (4 * size, 10 * size), (0, 0), {}),
-        Case("skip norm", skip, fused_skip, skipping, (5 * size, 13 * size), (0, 0), {}),
-        Case("geglu", ops.geglu, fused_geglu, {"x": (batch, frames, 8 * width)}, (12 * size, 32 * size), (0, 0), {}),
+        Case("adaln-sola", gated, fused_gated, adaln, *kernel_floor("adaln-sola", sizes), {}),
+        Case("skip norm", skip, fused_skip, skipping, *kernel_floor("skip norm", sizes), {}),
+        Case("geglu", ops.geglu, fused_geglu, {"x": (batch, frames, 8 * width)}, *kernel_floor("geglu", sizes), {}),
     ]
 
 
@@ -165,16 +149,13 @@ def attention_cases(sizes: Sizes, rig: Rig) -> list[Case]:
         own = name == "self-attention"
         shapes = {"q": (batch, frames, width), "k": (batch, keys, width), "v": (batch, keys, width)}
         shapes |= {f"{side}_{part}": (head,) for side in "qk" for part in ("weight", "bias")}
-        queries, keyed = 2 * batch * frames * width, 2 * batch * keys * width
-        product = 2 * batch * frames * keys * width
         rivals: dict[str, Operator] = {
             f"compiled + SDPA {label}": torch.compile(partial(call, partial(with_backend, backend), own), **compiler)
             for label, backend in BACKENDS.items()
         }
         rivals["FlexAttention"] = torch.compile(partial(call, flex, own), **compiler)
-        moved = 2 * queries + 2 * keyed, 6 * queries + 6 * keyed
         plain, ours = partial(call, ops.qk_norm_attention, own), partial(call, fused, own)
-        cases.append(Case(name, plain, ours, shapes, moved, (2 * product, 7 * product), rivals))
+        cases.append(Case(name, plain, ours, shapes, *kernel_floor(name, sizes), rivals))
     return cases
 
 
@@ -194,8 +175,8 @@ def sampler_case(sizes: Sizes, device: str) -> Case:
 
     shape = (max(1, sizes.batch // 2), sizes.channels, sizes.frames)  # guided: rows are two for each clip
     shapes = dict.fromkeys(("latents", "c", "u", "p", "noise"), shape)
-    moved = 7 * 4 * math.prod(shape)
-    return Case("sampler step", plain, fused, shapes, (moved, moved), (0, 0), {}, torch.float32, trained=False)
+    floors = kernel_floor("sampler step", sizes)
+    return Case("sampler step", plain, fused, shapes, *floors, {}, torch.float32, trained=False)
 
 
 def run(operator: Operator, inputs: dict[str, Tensor], train: bool, upstream: list[Tensor]) -> list[Tensor]:
@@ -295,6 +276,6 @@ def measure(case: Case, train: bool, rig: Rig, rivals: Collection[str] | None = 
 
 def all_cases(rig: Rig, model: str, batch: int = KERNEL_BATCH) -> list[Case]:
     """Every operator of a model; the sampler step, which is the same in all, with L."""
-    sizes = sizes_of(rig, model, batch)
+    sizes = sized(rig, model, batch)
     found = [*norm_cases(sizes), *attention_cases(sizes, rig)]
     return [*found, sampler_case(sizes, rig.device)] if model == "l" else found

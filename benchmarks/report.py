@@ -10,18 +10,16 @@ Only measured rows are told, the newest of each case; what has none is "not meas
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import click
 from chart import Bar, draw
-from gpu_goals import GOALS, PLAN, floor, told
+from cpu_goals import DURATION_S, MODELS, cpu_goals
+from gpu_tables import gpu_goals, kernel_rivals
 from measure import RESULTS, spread
 from rows import NOT_MEASURED, Results, Row, median, number, span, table, where
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
-DURATION_S = 10.0
-MODELS = ("l", "xl")
 SIDES = {  # of official.py → code, precision
     "official fp32": ("official PyTorch", "fp32"),
     "plain fp32": ("plain ONNX Runtime", "fp32"),
@@ -91,118 +89,6 @@ def _ratio(row: Row | None, side: str) -> str:
 
 
 # docs/performance.md.
-
-
-def targets(results: Results) -> list[str]:
-    official = "python benchmarks/official.py --official CHECKOUT --model l --save"
-
-    def over(case: str, side: str) -> str:
-        found = {model: results.newest("official", case=case, model=model, duration_s=DURATION_S) for model in MODELS}
-        rows = {model: row for model, row in found.items() if row is not None and side in row["official_over"]}
-        texts = []
-        for model, row in rows.items():
-            cosine = f", cosine {row['parity'][side]['cosine']:.5f}" if "int8" in side and case == "step" else ""
-            texts.append(f"{model.upper()} {span(row['official_over'][side])}{cosine}")
-        return "; ".join(texts) or NOT_MEASURED
-
-    def every(rows: list[Row], value: Any) -> str:
-        return "; ".join(f"{row['model'].upper()} {row['precision']} {value(row)}" for row in rows) or NOT_MEASURED
-
-    decoded = over("decode", "ours fp32")
-    if (in_bf16 := over("decode", "openvino bf16")) != NOT_MEASURED:
-        decoded += f"; backend openvino in bf16: {in_bf16}"
-    hoists = results.each("denoiser", "model", case="step", precision="fp32", duration_s=DURATION_S)
-    presets = results.each("sampling", "model", "precision", case="preset", preset="fast", num_steps=100)
-    against = results.each("official", "model", case="preset", preset="fast", num_steps=100, duration_s=DURATION_S)
-    outside = [
-        row
-        for row in results.each("sampling", "model", "precision", "preset", case="clip", backend="onnxruntime")
-        if row["median"]
-    ]
-    memory = results.each("memory", "model", "precision", "case")
-    cold, cpp = results.newest("cold_start"), results.newest("cpp")
-
-    def started(side: str) -> str:
-        return NOT_MEASURED if cold is None else f"{cold['seconds'][side]['median']:.2f} s"
-
-    def cpp_value(name: str) -> str:
-        return NOT_MEASURED if cpp is None else f"{cpp['model']} {span(cpp[name])}"
-
-    def hoisted(row: Row) -> str:
-        return span(row["over_ours"]["unhoisted"])
-
-    def preset_value(row: Row) -> str:
-        return f"{span(row['official_over_preset'])}, clips of {row['duration_s']:g} s"
-
-    def clip_value(row: Row) -> str:
-        ours = [f"{side.removeprefix('ours ')} {span(ratio)}" for side, ratio in row["official_over"].items()]
-        return f"{row['model'].upper()} {', '.join(ours)}"
-
-    def outside_value(row: Row) -> str:
-        return f"{row['median']['outside_share']:.2%}"
-
-    def memory_value(row: Row) -> str:
-        return f"{row['case'].replace('_', ' ')} {row['peak_over_weights']:.2f}"
-
-    run = "python benchmarks"
-    rows = [
-        ["C1", "a guided step, official fp32 ÷ fp32", "1.25", "1.45", over("step", "ours fp32"), official],
-        ["C2", "the same, official fp32 ÷ int8, cosine ≥ 0.999", "3.5", "4.5", over("step", "ours int8"), official],
-        ["C3", "decoding 10 s, official ÷ fp32", "1.5", "2.5", decoded, official],
-        ["C4", "hoists off ÷ on", "1.06", "1.08", every(hoists, hoisted), f"{run}/denoiser.py --model l --save"],
-        [
-            "C5",
-            "whole clip, official code at its 100 steps ÷ preset fast",
-            "20",
-            "40",
-            "; ".join(map(clip_value, against)) or NOT_MEASURED,
-            f"{run}/official.py --official CHECKOUT --model l --no-step --no-decode --preset fast --save",
-        ],
-        [
-            "",
-            "the same, both on this runtime: what the preset alone gives",
-            "",
-            "",
-            every(presets, preset_value),
-            f"{run}/sampling.py --bundle BUNDLE --against-official fast --save",
-        ],
-        [
-            "C6",
-            "time outside model calls ÷ whole",
-            "≤ 1 %",
-            "",
-            every(outside, outside_value),
-            f"{run}/sampling.py --bundle BUNDLE --save",
-        ],
-        [
-            "C7",
-            "import of the runtime; `ezaudio-run --help`",
-            "≤ 0.25 s",
-            "0.15 s",
-            f"{started('import')}; {started('help')}",
-            f"{run}/cold_start.py --save",
-        ],
-        ["", "packaged model, cold start to WAV", "≤ 3 s", "", started("sound"), f"{run}/cold_start.py --save"],
-        [
-            "C8",
-            "peak memory ÷ weights in use together",
-            "≤ 1.25",
-            "1.1",
-            every([row for row in memory if row["case"] != "official"], memory_value),
-            f"{run}/memory.py --bundle BUNDLE --save",
-        ],
-        ["C9", "C++ ÷ Python", "0.97 to 1.03", "", cpp_value("cpp_over_python"), f"{run}/cpp.py --build BUILD"],
-        [
-            "C10",
-            "first streamed chunk ÷ whole decode",
-            "≤ 0.12",
-            "0.06",
-            cpp_value("first_chunk_over_decode"),
-            f"{run}/cpp.py --build BUILD",
-        ],
-    ]
-    quoted = [[*row[:-1], f"`{row[-1]}`"] for row in rows]
-    return table(["", "what", "goal", "stretch", "measured", "command"], quoted)
 
 
 def profiles(results: Results, most: int = 8) -> list[str]:
@@ -295,32 +181,11 @@ def clips(results: Results) -> list[str]:
     return table(["model", "steps", "code", "clip of 10 s", "official ÷ this"], rows)
 
 
-def gpu_goals(results: Results) -> list[str]:
-    """Every row that a whole run of gpu.py makes: its newest figure, and what it was measured on."""
-    rows, machines = [], {}
-    for goal, model, what in PLAN:
-        row = results.newest("gpu", goal=goal, model=model, what=what)
-        figure = NOT_MEASURED
-        if row is not None:
-            machine = f"{row['gpu']}, driver {row['driver']}, CUDA {row['cuda']}, torch {row['torch']}"
-            machines[f"{machine}, triton {row['triton']}"] = None
-            figure = f"{told(row)}; {row['note']}" if row.get("value") else told(row)
-        about = GOALS[goal]
-        rows.append([goal, about.what, f"{model.upper()}, {what}", about.goal, about.stretch, figure])
-        rows[-1].append(floor(goal, model, what))
-    lines = table(["", "what", "of", "goal", "stretch", "measured", "floor"], rows)
-    return [
-        *lines,
-        "",
-        f"Measured on: {'; '.join(machines)}." if machines else "No run on a GPU has been recorded yet.",
-    ]
-
-
 def document(results: Results) -> list[str]:
     return [
         "## Goals on a CPU",
         "",
-        *targets(results),
+        *cpu_goals(results),
         "",
         "## What each step adds",
         "",
@@ -347,6 +212,12 @@ def document(results: Results) -> list[str]:
         "## Goals on one GPU",
         "",
         *gpu_goals(results),
+        "",
+        "## The kernels against others",
+        "",
+        "16 rows in bf16, cold second-level cache; how many times as long as the fused operator the others take.",
+        "",
+        *kernel_rivals(results),
     ]
 
 

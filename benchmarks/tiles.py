@@ -31,8 +31,9 @@ from checkout import ROOT, use_checkout
 
 use_checkout("kernels", "runtime")
 
+from gpu_goals import PASSES, Sizes  # noqa: E402
 from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
-from operators import PASSES, Case, Sizes, attention_cases, measure, norm_cases, run, sizes_of, wrong  # noqa: E402
+from operators import Case, attention_cases, measure, norm_cases, run, sized, wrong  # noqa: E402
 from timing import spread  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -184,7 +185,7 @@ def in_place(setting: Setting) -> Iterator[None]:
 
 
 def cases(model: str, rig: Rig) -> list[Case]:
-    sizes = sizes_of(rig, model)
+    sizes = sized(rig, model)
     return [*norm_cases(sizes), *folded_cases(sizes), *attention_cases(sizes, rig)]
 
 

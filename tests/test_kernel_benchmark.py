@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import json
 import os
 import subprocess
 import sys
@@ -111,6 +112,28 @@ def test_with_mocks_of_processes_a_rivals_fault_leaves_the_others_measured(
         1: {"problem": "its process ended with status 1"}, 2: {"ms": {"fused": 1.0}}, 0: {"ms": {"fused": 1.0}}
     }  # fmt: skip
     assert [job.faulty for job in given] == [{}, {}, {}, {"flex": "an illegal access"}]
+
+
+def test_the_report_has_a_line_for_every_operator_and_pass(kernels: ModuleType, tmp_path: Path) -> None:
+    tables, operators = importlib.import_module("gpu_tables"), importlib.import_module("operators")
+    rig = sys.modules["gpu_rig"].REHEARSAL
+    planned = [(model, case.name) for model in ("l", "xl") for case in operators.all_cases(rig, model)]
+    assert sorted(planned) == sorted(tables.KERNELS)
+    quantiles = {"median": 1.25, "p20": 1.2, "p80": 1.3}
+    ratios = ("fused", "eager", "torch.compile", "compiled + SDPA cudnn", "FlexAttention")
+    found = {"ms": {"fused": 0.1}, "ratio": dict.fromkeys(ratios, quantiles), "refused": {}}
+    found["ratio"] |= {"compiled + SDPA flash": quantiles | {"median": 1.5}}
+    case = operators.all_cases(rig, "xl")[3]
+    made = kernels.row_of(kernels.Job("xl", 3, "both"), case, 16, found) | {"flops": 2 * 10**10, "copy_gb_per_s": 1.0}
+    made |= {"gpu": "a GPU", "torch": "2", "triton": "3"}
+    (tmp_path / "kernels.jsonl").write_text(json.dumps(made) + "\n")
+    lines = tables.kernel_rivals(importlib.import_module("rows").Results(tmp_path))
+    told = [line for line in lines if "TFLOP/s" in line]
+    assert told == [
+        "| XL | self-attention | both | 221 MB, 65 GFLOP | 100 µs; 200 TFLOP/s | 1.25 | 1.25 | 1.25, cudnn | 1.25 |"
+    ]
+    assert sum("not measured" in line for line in lines) == 20
+    assert lines[-1] == "Measured on: a GPU, torch 2, triton 3."
 
 
 @pytest.mark.slow
