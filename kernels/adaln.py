@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride, residual_norm_backward
-from ezaudio.kernels.norm_tiles import forward_tile
+from ezaudio.kernels.norm_tiles import forward_tile, vector
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
@@ -64,14 +64,14 @@ def _residual_norm_fwd_kernel(
     if HAS_UPDATE:
         update = tl.load(update_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         if HAS_GATE:
-            update *= 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]
+            update *= 1.0 - vector(gate_ptr + batch * gate_stride, column, valid, ROWS)[None, :]
         x += update
     if HAS_CONSTANT:
         if batch < varied:
             x += tl.load(second_ptr + offset, mask=mask, other=0.0).to(tl.float32)
         else:
-            constant = tl.load(constant_ptr + (batch - varied) * WIDTH + column, mask=valid, other=0.0)
-            x += tl.broadcast_to(constant.to(tl.float32)[None, :], (ROWS, BLOCK))
+            constant = vector(constant_ptr + (batch - varied) * WIDTH, column, valid, ROWS)
+            x += tl.broadcast_to(constant[None, :], (ROWS, BLOCK))
     elif HAS_SECOND:
         x += tl.load(second_ptr + offset, mask=mask, other=0.0).to(tl.float32)
     if KEPT:
@@ -82,12 +82,12 @@ def _residual_norm_fwd_kernel(
     mean = tl.sum(x, axis=1) / WIDTH
     centred = tl.where(mask, x - mean[:, None], 0.0)
     inverse = 1.0 / tl.sqrt(tl.sum(centred * centred, axis=1) / WIDTH + EPS)
-    weight = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    bias = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
+    weight = vector(weight_ptr, column, valid, ROWS)
+    bias = vector(bias_ptr, column, valid, ROWS)
     out = centred * inverse[:, None] * weight[None, :] + bias[None, :]
     if MODULATED:
-        scale = tl.load(scale_ptr + batch * shift_stride + column, mask=valid, other=0.0)
-        shift = tl.load(shift_ptr + batch * shift_stride + column, mask=valid, other=0.0)
+        scale = vector(scale_ptr + batch * shift_stride, column, valid, ROWS)
+        shift = vector(shift_ptr + batch * shift_stride, column, valid, ROWS)
         out = out * (1.0 + scale)[None, :] + shift[None, :]
     tl.store(out_ptr + offset, narrow(out, out_ptr.dtype.element_ty), mask=mask)
     if TRAINED:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import torch
 import triton
+import triton.language as tl
 
 PROGRAMS = 256  # of a backward kernel: two for each multiprocessor, while what they write stays a few percent of all
 
@@ -47,3 +48,19 @@ def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:
     """Rows that each backward program adds up: whole tiles, from the shape alone so that every GPU sums alike."""
     wanted = triton.cdiv(batch * length, PROGRAMS)
     return triton.cdiv(min(wanted, length), tile["ROWS"]) * tile["ROWS"]
+
+
+@triton.jit
+def vector(
+    pointer: tl.pointer_type,  # (BLOCK,)
+    column: tl.tensor,  # (BLOCK,)
+    valid: tl.tensor,  # (BLOCK,)
+    ROWS: tl.constexpr,
+) -> tl.tensor:
+    """A vector (BLOCK,) in float32, where the threads hold it that hold its columns of a tile (ROWS, BLOCK).
+
+    Loaded by itself it would lie in the order that suits its own type, and go through shared memory, at two barriers.
+    """
+    first = tl.arange(0, ROWS)[:, None] == 0
+    tile = tl.load(pointer + column[None, :] + tl.zeros([ROWS, 1], tl.int32), mask=first & valid[None, :], other=0.0)
+    return tl.sum(tile.to(tl.float32), axis=0)

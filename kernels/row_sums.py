@@ -17,10 +17,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ezaudio.kernels import target
 from ezaudio.kernels.rounding import narrow
 
-ITEMS, ROWS, WARPS = 16, 16, 8  # clips and programs added at once: each round waits for memory anew
+ITEMS, ROWS = 16, 16  # clips and programs whose sums are read at once: each round waits for memory anew
+BLOCK, WARPS = 16, 4  # columns: two sectors, so that most multiprocessors have a share
 
 
 class Sums(NamedTuple):
@@ -76,20 +76,14 @@ def _row_sums_kernel(
         a = tl.zeros([ITEMS, BLOCK], tl.float32)
         gate = tl.zeros([ITEMS, BLOCK], tl.float32)
         for start in range(0, num_partials, ROWS):
-            row = start + tl.arange(0, ROWS)
-            present = inside[:, None] & (row < num_partials)[None, :]
-            offset = (item[:, None] * num_partials + row[None, :]) * (2 * WIDTH + GATED)
-            partial = partial_ptr + offset[:, :, None] + column[None, None, :]
-            read = present[:, :, None] & valid[None, None, :]
-            # All are on their way before the first sum waits for its own.
-            more_s = tl.load(partial, mask=read, other=0.0)
-            more_a = tl.load(partial + WIDTH, mask=read, other=0.0)
-            if GATED > 0:
-                read = present[:, :, None] & gated[None, None, :]
-                more_gate = tl.load(partial + 2 * WIDTH, mask=read, other=0.0)
-                gate += tl.sum(more_gate, axis=1)
-            s += tl.sum(more_s, axis=1)
-            a += tl.sum(more_a, axis=1)
+            for step in tl.static_range(ROWS):  # all are on their way before the first is added
+                row = start + step
+                read = mask & (row < num_partials)
+                partial = partial_ptr + (item * num_partials + row)[:, None] * (2 * WIDTH + GATED) + column[None, :]
+                s += tl.load(partial, mask=read, other=0.0)
+                a += tl.load(partial + WIDTH, mask=read, other=0.0)
+                if GATED > 0:
+                    gate += tl.load(partial + 2 * WIDTH, mask=read & gated[None, :], other=0.0)
         if MODULATED:
             tl.store(dshift_ptr + target, s, mask=mask)
             tl.store(dscale_ptr + target, weight[None, :] * a + bias[None, :] * s, mask=mask)
@@ -114,10 +108,9 @@ def add_programs(partial: Tensor, weight: Tensor, bias: Tensor, scale: Tensor | 
     (width,) = weight.shape
     gated = total - 2 * width
     found = empty_sums(batch, gated, weight, bias, scale)
-    block = 32 if gated and target.is_hopper() else 16  # a line of the cache, where that spills no registers
-    _row_sums_kernel[(triton.cdiv(width, block),)](
+    _row_sums_kernel[(triton.cdiv(width, BLOCK),)](
         partial, weight, bias, scale, *found, batch, programs, 0 if scale is None else scale.stride(0),
-        WIDTH=width, GATED=gated, ITEMS=ITEMS, ROWS=ROWS, BLOCK=block, MODULATED=scale is not None,
+        WIDTH=width, GATED=gated, ITEMS=ITEMS, ROWS=ROWS, BLOCK=BLOCK, MODULATED=scale is not None,
         num_warps=WARPS,
     )  # fmt: skip
     return found

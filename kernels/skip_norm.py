@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride
 from ezaudio.kernels.norm_gradient import added, levelled, slanted, sum_pair, sum_pieces
-from ezaudio.kernels.norm_tiles import backward_tile, forward_tile, rows_per_program
+from ezaudio.kernels.norm_tiles import backward_tile, forward_tile, rows_per_program, vector
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
@@ -77,18 +77,18 @@ def _skip_norm_fwd_kernel(
     token = (batch * length + row)[:, None] * WIDTH
     opening = tl.zeros([BLOCK], tl.float32)
     if HAS_UPDATE:
-        opening = 1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)
+        opening = 1.0 - vector(gate_ptr + batch * gate_stride, column, valid, ROWS)
     x, _ = _gated_sum(x_ptr, update_ptr, opening, token + column[None, :], mask, HAS_UPDATE)
     skip = tl.load(skip_ptr + token + column[None, :], mask=mask, other=0.0).to(tl.float32)
 
-    mean = (tl.sum(x, axis=1) + tl.sum(skip, axis=1)) / (2 * WIDTH)
+    mean = tl.sum(x + skip, axis=1) / (2 * WIDTH)
     x = tl.where(mask, x - mean[:, None], 0.0)
     skip = tl.where(mask, skip - mean[:, None], 0.0)
-    inverse = 1.0 / tl.sqrt((tl.sum(x * x, axis=1) + tl.sum(skip * skip, axis=1)) / (2 * WIDTH) + EPS)
-    weight_x = tl.load(weight_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    weight_skip = tl.load(weight_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
-    bias_x = tl.load(bias_ptr + column, mask=valid, other=0.0).to(tl.float32)
-    bias_skip = tl.load(bias_ptr + WIDTH + column, mask=valid, other=0.0).to(tl.float32)
+    inverse = 1.0 / tl.sqrt(tl.sum(x * x + skip * skip, axis=1) / (2 * WIDTH) + EPS)
+    weight_x = vector(weight_ptr, column, valid, ROWS)
+    weight_skip = vector(weight_ptr + WIDTH, column, valid, ROWS)
+    bias_x = vector(bias_ptr, column, valid, ROWS)
+    bias_skip = vector(bias_ptr + WIDTH, column, valid, ROWS)
     out_x = x * inverse[:, None] * weight_x[None, :] + bias_x[None, :]
     out_skip = skip * inverse[:, None] * weight_skip[None, :] + bias_skip[None, :]
     out = out_ptr + 2 * token + column[None, :]

@@ -157,14 +157,17 @@ def test_two_runs_give_equal_bits(form: str) -> None:
         ("            s *= 1.0 + scale\n", "", "bias", BOTH),
         ("            a *= 1.0 + scale\n", "", "weight", BOTH),
         ("dbias += tl.sum", "dbias = tl.sum", "bias", BOTH),
-        ("gate += tl.sum(more_gate", "gate = tl.sum(more_gate", "gate", BOTH),
+        ("gate += tl.load(partial", "gate = tl.load(partial", "gate", BOTH),
+        ("s += tl.load(partial,", "s = tl.load(partial,", "shift", BOTH),
+        ("a += tl.load(partial +", "a = tl.load(partial +", "scale", BOTH),
         (" + shift[None, :]", "", "out1", BOTH),
-        ("1.0 - tl.load(gate_ptr + batch * gate_stride + column, mask=valid, other=0.0)[None, :]", "1.0", "out0", BOTH),
+        ("1.0 - vector(gate_ptr + batch * gate_stride, column, valid, ROWS)[None, :]", "1.0", "out0", BOTH),
+        ("sum(tile.to(tl.float32), axis=0)", "sum(tile.to(tl.float32) * 0.5, axis=0)", "out1", BOTH),
     ],
     ids=mutation_name,
 )
 def test_a_dropped_term_is_caught(old: str, new: str, gradient: str, shapes: tuple[str, ...], tmp_path: Path) -> None:
-    files = ("norm_gradient.py", "adaln_backward.py", "row_sums.py", "adaln.py")
+    files = ("norm_gradient.py", "adaln_backward.py", "row_sums.py", "adaln.py", "norm_tiles.py")
     load = mutant(tmp_path, next(file for file in files if old in (KERNELS / file).read_text()), old, new)
     # Several tiles a program, several sums after it, or a lost running total would not show.
     sums, load("norm_tiles").PROGRAMS = load("row_sums"), 3
