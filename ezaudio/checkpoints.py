@@ -17,14 +17,14 @@ import importlib.util
 import json
 import secrets
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ezaudio import hub
-from ezaudio.config import PRESETS, EzAudioConfig, TextConfig, preset
+from ezaudio.config import PRESETS, EzAudioConfig, preset
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 from ezaudio.runtime.manifest import CARD_FILE
 
@@ -37,14 +37,15 @@ try:
     from ezaudio.dit import MaskDiT
     from ezaudio.random_weights import fill_randomly, small_tokenizer
     from ezaudio.text import build_text_encoder
+    from ezaudio.text_files import HUB_TEXT_WEIGHTS, TEXT_WEIGHTS, TOKENIZER_FILES, check_text_folder, from_transformers
     from ezaudio.vae import AutoencoderOobleck
     from ezaudio.weights import (
         RELEASE,
-        StateDict,
+        Fill,
+        check_present,
         first_line,
         load_weights,
         read_json,
-        read_safetensors,
         read_state_dict,
         write_safetensors,
     )
@@ -54,8 +55,6 @@ except ModuleNotFoundError as error:
 if TYPE_CHECKING:
     from transformers import T5EncoderModel
 
-Fill = Callable[[nn.Module], None]
-"""Gives values to a module that was built on the meta device."""
 Module = TypeVar("Module", bound=nn.Module)
 
 RELEASE_LICENCE = "MIT (EzAudio), Apache-2.0 (FLAN-T5)"
@@ -63,11 +62,6 @@ VAE_FILE = "ckpts/vae/1m.pt"
 DIT_FILES = {"l": "ckpts/s3/ezaudio_s3_l.pt", "xl": "ckpts/s3/ezaudio_s3_xl.pt"}
 ENERGY_FILES = {"l": "ckpts/controlnet/s3_l_energy.pt"}
 
-TEXT_WEIGHTS, TEXT_INDEX = "model.safetensors", "model.safetensors.index.json"
-HUB_TEXT_WEIGHTS = {"google/flan-t5-large": TEXT_WEIGHTS, "google/flan-t5-xl": TEXT_INDEX}
-EMBEDDING_KEYS = ("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight")  # one tensor in T5
-
-TOKENIZER_FILES = ("tokenizer.json", "spiece.model")
 FOLDER_FILES = ("config.json", "dit.safetensors", "vae.safetensors", "text_encoder.safetensors", *TOKENIZER_FILES)
 CONTROLNET_FILE = "controlnet.safetensors"
 NANO_FOLDER = Path(__file__).parent / "nano"
@@ -245,7 +239,7 @@ def _official_source(
     origin = f"{RELEASE} {dit_file}"
     if checkpoint is not None and checkpoint.is_dir():
         needed = [dit_file, VAE_FILE, *([ENERGY_FILES[config.name]] if controlnet == "energy" else [])]
-        _check_present(checkpoint, needed, f"a copy of {RELEASE}")
+        check_present(checkpoint, needed, f"a copy of {RELEASE}")
         find = checkpoint.joinpath
         find_dit = partial(find, dit_file)
         origin = f"local copy of {origin}"
@@ -265,9 +259,9 @@ def _official_source(
     find_text: Callable[[str], Path] = partial(hub.download, hub_name)
     text_weights = HUB_TEXT_WEIGHTS.get(hub_name, TEXT_WEIGHTS)
     if text_encoder is not None:
-        text_weights = _check_text_folder(text_encoder, config.text)
+        text_weights = check_text_folder(text_encoder, config.text)
         find_text = text_encoder.joinpath
-    fills["text_encoder"] = _from_transformers(find_text, text_weights)
+    fills["text_encoder"] = from_transformers(find_text, text_weights)
     return ModelSource(
         config, origin, RELEASE_LICENCE, fills, lambda: {name: find_text(name) for name in TOKENIZER_FILES}
     )
@@ -275,13 +269,13 @@ def _official_source(
 
 def _folder_source(folder: Path, controlnet: str | Path | None, origin: str, licence: str) -> ModelSource:
     needed = [*FOLDER_FILES, *([CONTROLNET_FILE] if controlnet == "energy" else [])]
-    _check_present(folder, needed, "a model folder")
+    check_present(folder, needed, "a model folder")
     try:
         config = EzAudioConfig.from_dict(read_json(folder / "config.json"))
     except (TypeError, ValueError, AttributeError, ArithmeticError) as error:
         raise BundleError(f"'{folder / 'config.json'}' describes no model: {first_line(error)}") from error
     fills = {part: _from_file(partial(folder.joinpath, f"{part}.safetensors")) for part in ("dit", "vae")}
-    fills["text_encoder"] = _from_transformers(folder.joinpath, "text_encoder.safetensors")
+    fills["text_encoder"] = from_transformers(folder.joinpath, "text_encoder.safetensors")
     if controlnet not in (None, "energy"):
         fills["controlnet"] = _given_controlnet(controlnet)
     elif (folder / CONTROLNET_FILE).is_file():
@@ -309,83 +303,11 @@ def _from_file(find: Callable[[], Path], entry: Literal["model", "state_dict"] |
     return fill
 
 
-def _from_transformers(find: Callable[[str], Path], weights: str) -> Fill:
-    """The encoder half of T5 weights in one file, or in the shards that an index names."""
-
-    def fill(module: nn.Module) -> None:
-        path = find(weights)
-        shards = _shards(path) if weights == TEXT_INDEX else [weights]
-        state_dict: StateDict = {}
-        for shard in shards:
-            state_dict |= read_safetensors(find(shard), _of_encoder)
-        embeddings = [state_dict.pop(key) for key in EMBEDDING_KEYS if key in state_dict]
-        if embeddings:
-            state_dict |= dict.fromkeys(EMBEDDING_KEYS[:2], embeddings[0])
-        load_weights(module, state_dict, f"'{path}'")
-
-    return fill
-
-
 def _given_controlnet(controlnet: str | Path) -> Fill:
     path = Path(controlnet)
     if not path.is_file():
         raise InputError(f"ControlNet '{controlnet}' does not exist: expected 'energy', or a .safetensors or .pt file")
     return _from_file(lambda: path, "model")
-
-
-def _of_encoder(key: str) -> bool:
-    return key.startswith("encoder.") or key in EMBEDDING_KEYS
-
-
-def _shards(index: Path) -> list[str]:
-    """Names of the shards that hold the encoder. Raises BundleError where one would lie outside the index's folder."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
-        raise BundleError(f"'{index}' has no weight_map of file names")
-    shards = sorted({name for key, name in weight_map.items() if _of_encoder(key)})
-    for shard in shards:
-        if not shard.endswith(".safetensors") or "/" in shard or "\\" in shard:
-            raise BundleError(f"'{index}' names {shard!r}: expected .safetensors files beside it")
-    return shards
-
-
-def _check_text_folder(folder: Path, text: TextConfig) -> str:
-    """Name of the file that holds, or lists, the weights of a local transformers folder."""
-    weights = TEXT_INDEX if (folder / TEXT_INDEX).is_file() and not (folder / TEXT_WEIGHTS).exists() else TEXT_WEIGHTS
-    _check_present(folder, ["config.json", weights, *TOKENIZER_FILES], "a text encoder folder")
-    if weights == TEXT_INDEX:
-        _check_present(folder, _shards(folder / TEXT_INDEX), "a text encoder folder")
-    expected = {
-        "model_type": "t5",
-        "d_model": text.width,
-        "d_kv": text.head_width,
-        "d_ff": text.ff_width,
-        "num_layers": text.num_layers,
-        "num_heads": text.num_heads,
-        "vocab_size": text.vocab_size,
-        "feed_forward_proj": "gated-gelu",
-        "layer_norm_epsilon": 1e-6,
-        "relative_attention_num_buckets": 32,
-        "relative_attention_max_distance": 128,
-    }
-    settings = read_json(folder / "config.json")
-    wrong = [
-        f"{key} {settings[key]!r} (expected {value!r})"
-        for key, value in expected.items()
-        if settings.get(key, value) != value
-    ]
-    if wrong:
-        wanted = text.hub_name or "the model's own"
-        raise BundleError(f"'{folder}' is another text encoder than {wanted}: {', '.join(wrong)}")
-    return weights
-
-
-def _check_present(folder: Path, names: Iterable[str], what: str) -> None:
-    if not folder.is_dir():
-        raise InputError(f"'{folder}' is not a folder: expected {what}")
-    missing = [name for name in names if not (folder / name).is_file()]
-    if missing:
-        raise BundleError(f"'{folder}' is not {what}: missing {', '.join(missing)}")
 
 
 def _check_replaceable(folder: Path) -> None:

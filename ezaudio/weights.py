@@ -6,16 +6,18 @@ import json
 import os
 import pickle
 import zipfile
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
-from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.errors import BundleError, InputError
 
 StateDict = dict[str, Tensor]
+Fill = Callable[[nn.Module], None]
+"""Gives values to a module that was built on the meta device."""
 
 RELEASE = "OpenSound/EzAudio"
 VAE_PREFIX = "autoencoder."
@@ -90,6 +92,15 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_nam
     tensors = {key: state_dict[key].detach().to(value.dtype) for key, value in expected.items()}
     _check_finite(tensors, source_name)
     module.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
+
+
+def check_present(folder: Path, names: Iterable[str], what: str) -> None:
+    """Raises InputError where there is no such folder, BundleError with the files that it lacks."""
+    if not folder.is_dir():
+        raise InputError(f"'{folder}' is not a folder: expected {what}")
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(f"'{folder}' is not {what}: missing {', '.join(missing)}")
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from torch import nn
 
-from ezaudio import checkpoints, hub
+from ezaudio import checkpoints, hub, text_files
 from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import PRESETS, preset
 from ezaudio.controlnet import ControlNet
@@ -184,7 +184,7 @@ def test_missing_files_of_the_release_are_all_named(release: Path) -> None:
 
 
 @pytest.mark.usefixtures("golden_l")
-@pytest.mark.parametrize("embedding", checkpoints.EMBEDDING_KEYS)
+@pytest.mark.parametrize("embedding", text_files.EMBEDDING_KEYS)
 def test_sharded_text_encoder_skips_the_decoder(release: Path, text_folder: Path, embedding: str) -> None:
     (text_folder / "model.safetensors").rename(text_folder / "whole")
     tensors = load_file(text_folder / "whole")
