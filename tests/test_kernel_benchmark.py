@@ -136,6 +136,15 @@ def test_the_report_has_a_line_for_every_operator_and_pass(kernels: ModuleType, 
     assert lines[-1] == "Measured on: a GPU, torch 2, triton 3."
 
 
+def test_products_are_rehearsed() -> None:
+    command = [sys.executable, SCRIPT.with_name("products.py"), "--dry-run", "--models", "xl"]
+    run = subprocess.run(command, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    rows = run.stdout.splitlines()
+    assert len(rows) == 5
+    assert all(f"split {split}" in row for row in rows for split in (1, 2, 4)), run.stdout
+
+
 @pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
 def test_tiles_takes_candidates_in_turn() -> None:
