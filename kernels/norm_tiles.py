@@ -24,11 +24,12 @@ def pieces(width: int) -> tuple[int, int]:
 def forward_tile(width: int, whole: tuple[int, int], padded: tuple[int, int]) -> dict[str, int]:
     """Of a forward program: rows and warps where rows of `width` fill a power of two, and where they do not.
 
-    With fewer warps what is padded are whole registers, which the compiler leaves out. Of narrow rows a program takes
-    more, 16 values a thread.
+    With fewer warps what is padded are whole registers, which the compiler leaves out. No more warps share a row than
+    have 8 values each, so that the rows of a program lie in the same threads. Of the narrowest it takes more rows.
     """
     block = triton.next_power_of_2(width)
     rows, warps = whole if block == width else padded
+    warps = min(warps, max(1, block // 256))
     return {"BLOCK": block, "ROWS": min(16, max(rows, 512 * warps // block)), "num_warps": warps}
 
 
