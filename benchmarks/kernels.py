@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import os
 import sys
 from collections import deque
 from collections.abc import Iterator
@@ -185,6 +186,7 @@ def main() -> None:
         for job in jobs:
             print(told(row(job, {}), 1.0))
         sys.exit("A CUDA GPU is needed to measure: the table above is only what each operator has to move and compute.")
+    os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", "4")  # of each process, and there are many
     bandwidth, facts, at_once = copy_bandwidth(rig), hardware(rig.device), 2
     if not arguments.dry_run:
         at_once = max(1, torch.cuda.mem_get_info()[0] // BYTES_EACH)
