@@ -24,6 +24,7 @@ use_checkout("kernels", "runtime", "export")
 
 from gpu_backend import EMPTY_IDS, PROMPT_IDS, encode, open_sessions, random_dit, request  # noqa: E402
 from gpu_baselines import training_batch, training_loss  # noqa: E402
+from gpu_goals import KERNELS  # noqa: E402
 from gpu_rig import GPU, hardware, seconds, settle  # noqa: E402
 from operators import all_cases, run  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
@@ -114,8 +115,9 @@ def main() -> int:
         sys.exit("This machine has no CUDA GPU that PyTorch can use: nothing is measured.")
     models = named(parser, "--models", arguments.models, MODELS)
     if arguments.once:
+        known = tuple(dict.fromkeys(operator for _, operator in KERNELS))
         for model in models:
-            once(model, arguments.once.split(","))
+            once(model, named(parser, "--once", arguments.once, known))
         return 0
     print(", ".join(f"{name} {value}" for name, value in hardware().items()))
     for model in models:

@@ -36,24 +36,15 @@ def kernel_rivals(results: Results) -> list[str]:
         floors = kernel_floor(operator, sizes_of(model))
         for index, direction in enumerate(PASSES[:1] if operator == "sampler step" else PASSES):
             moved, flops = (each[index] for each in floors)
-            floor = f"{moved / 1e6:.0f} MB" + (f", {flops / 1e9:.0f} GFLOP" if flops else "")
+            least = f"{moved / 1e6:.0f} MB" + (f", {flops / 1e9:.0f} GFLOP" if flops else "")
             row = results.newest("kernels", model=model, operator=operator, **{"pass": direction})
             told_so = [NOT_MEASURED, "", "", "", ""]
             if row is not None and "ms" in row:
                 machines[f"{row['gpu']}, torch {row['torch']}, triton {row['triton']}"] = None
                 told_so = _kernel(row)
-            lines.append([model.upper(), operator, direction, floor, *told_so])
-    header = [
-        "",
-        "operator",
-        "pass",
-        "floor",
-        "fused",
-        "eager",
-        "torch.compile",
-        "best SDPA, compiled",
-        "FlexAttention",
-    ]
+            lines.append([model.upper(), operator, direction, least, *told_so])
+    header = ["", "operator", "pass", "floor", "fused"]
+    header += ["eager", "torch.compile", "best SDPA, compiled", "FlexAttention"]
     return [*table(header, lines), "", f"Measured on: {'; '.join(machines) or 'nothing yet'}."]
 
 

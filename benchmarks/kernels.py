@@ -19,6 +19,7 @@ import os
 import sys
 from collections import deque
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -81,7 +82,8 @@ class Worker:
             return {"problem": f"its process ended with status {self.process.exitcode}"}
 
     def timed(self) -> dict[str, Any]:
-        self.child.send("go")
+        with suppress(BrokenPipeError):  # it has ended since, and `answer` says how
+            self.child.send("go")
         return self.answer()
 
 
