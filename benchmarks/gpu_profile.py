@@ -26,7 +26,7 @@ from gpu_backend import EMPTY_IDS, PROMPT_IDS, encode, open_sessions, random_dit
 from gpu_baselines import training_batch, training_loss  # noqa: E402
 from gpu_goals import KERNELS  # noqa: E402
 from gpu_rig import GPU, hardware, seconds, settle  # noqa: E402
-from operators import all_cases, run  # noqa: E402
+from operators import all_cases, run_once  # noqa: E402
 from torch.profiler import ProfilerActivity, profile  # noqa: E402
 
 from ezaudio.config import preset  # noqa: E402
@@ -67,12 +67,11 @@ def training_step(model: str, side: str) -> Callable[[], object]:
 
 
 def once(model: str, operators: list[str]) -> None:
-    """Forward and backward of operators, a single time."""
+    """Forward and, where there is one, backward of operators, a single time."""
     for case in all_cases(GPU, model):
         if case.name in operators:
             inputs = {name: x.requires_grad_() for name, x in case.inputs(GPU.device).items()}
-            upstream = [torch.ones_like(out) for out in run(case.fused, inputs, False, [])]
-            run(case.fused, inputs, True, upstream)
+            run_once(case, inputs, case.trained)
             settle(GPU.device)
             print(f"{model.upper()} {case.name}", flush=True)
 

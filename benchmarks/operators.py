@@ -188,6 +188,13 @@ def run(operator: Operator, inputs: dict[str, Tensor], train: bool, upstream: li
     return [*outputs, *torch.autograd.grad(outputs, list(inputs.values()), upstream)]
 
 
+def run_once(case: Case, inputs: dict[str, Tensor], backward: bool) -> None:
+    """The fused operator's forward pass, and with `backward` both, on inputs that require gradients."""
+    upstream = [torch.ones_like(out) for out in run(case.fused, inputs, False, [])]
+    if backward:
+        run(case.fused, inputs, True, upstream)
+
+
 def wrong(case: Case, device: str) -> list[str]:
     """Outputs and gradients over 2 × eager's error + 2 ulp, against float64, in the shapes that are timed."""
     given = case.inputs(device)

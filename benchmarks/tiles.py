@@ -33,7 +33,7 @@ use_checkout("kernels", "runtime")
 
 from gpu_goals import PASSES, Sizes  # noqa: E402
 from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
-from operators import Case, attention_cases, measure, norm_cases, run, sized, wrong  # noqa: E402
+from operators import Case, attention_cases, measure, norm_cases, run_once, sized, wrong  # noqa: E402
 from timing import spread  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -196,9 +196,7 @@ def compile_candidates(model: str, operator: str, numbers: list[int]) -> None:
     for number in numbers:
         _, backward, setting = settings()[operator][number]
         with suppress(Exception), in_place(setting):
-            upstream = [torch.ones_like(out) for out in run(case.fused, inputs, False, [])]
-            if backward:
-                run(case.fused, inputs, True, upstream)
+            run_once(case, inputs, backward)
 
 
 def prepare(models: list[str], operators: list[str], passes: list[str]) -> None:

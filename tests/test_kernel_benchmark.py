@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
+no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="says and rehearses what there is without a GPU")
 SCRIPT = Path(__file__).parents[1] / "benchmarks" / "kernels.py"
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="what is said on a machine without a GPU")
+@no_gpu
 def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     run = subprocess.run([sys.executable, SCRIPT], cwd=tmp_path, capture_output=True, text=True)
     assert run.returncode == 1
@@ -42,7 +43,7 @@ assert len(operators.wrong(swapped, "cpu")) == 2
 """
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
+@no_gpu
 def test_its_check_passes_the_operators_and_fails_others() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     run = subprocess.run(
@@ -63,7 +64,7 @@ def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
             del sys.modules[name]
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
+@no_gpu
 def test_operators_are_rehearsed_side_by_side_and_timed_in_turn(tmp_path: Path) -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, SCRIPT, "--dry-run", "--models", "xl", "--only", "geglu,cross-attention"]
@@ -146,7 +147,7 @@ def test_products_are_rehearsed() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.is_available(), reason="in the interpreter, on tiny shapes")
+@no_gpu
 def test_tiles_takes_candidates_in_turn() -> None:
     environment = os.environ | {"TRITON_INTERPRET": "1"}
     operators = "adaln-sola,folded norm,cross-attention"
