@@ -110,15 +110,19 @@ def run_operators() -> None:
     run_norms(1024, torch.bfloat16, all_forms=False)
     run_folded(1152, torch.bfloat16)
     run_folded(1024, torch.float16)
+    run_folded_norms(256, torch.float16)  # of the packaged model
     run_rest()
 
 
 def run_folded(width: int, dtype: torch.dtype) -> None:
     """What the backend `torch` launches in a step: a float32 stream, folded modulation, keys made once a clip."""
-    from ezaudio.kernels import folded
-    from ezaudio.kernels import reference as ops
+    run_folded_norms(width, dtype)
+    run_folded_attention(width, dtype)
 
-    e = width // HEADS
+
+def run_folded_norms(width: int, dtype: torch.dtype) -> None:
+    from ezaudio.kernels import folded
+
     stream, update = torch.empty(BATCH, FRAMES, width), torch.empty(BATCH, FRAMES, width, dtype=dtype)
     weight, bias, gate = torch.empty(6, width).unbind(0)[:3]
     folded.norm(stream, weight, bias, dtype)
@@ -132,6 +136,13 @@ def run_folded(width: int, dtype: torch.dtype) -> None:
     folded.norm(stream, weight, bias, torch.float32, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype, update, gate)
     folded.skip_norm(stream, stream, torch.empty(2 * width), torch.empty(2 * width), dtype)
+
+
+def run_folded_attention(width: int, dtype: torch.dtype) -> None:
+    from ezaudio.kernels import folded
+    from ezaudio.kernels import reference as ops
+
+    e = width // HEADS
     affine = torch.empty(e), torch.empty(e)
     q, k, v = torch.empty(BATCH, FRAMES, 3, HEADS, e, dtype=dtype).permute(2, 0, 3, 1, 4).unbind(0)
     rope = ops.rope_tables(FRAMES, e)
@@ -269,6 +280,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "kernel": kernel.__name__,
         "constants": {name: value for name, value in constants.items() if value is not None},
         "dtypes": sorted({kind for kind in signature.values() if kind.startswith("*")}),
+        "num_warps": compiled.metadata.num_warps,
         "registers": int(re.findall(r"Used (\d+) registers", usage)[0]),
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", usage))),
         "shared_bytes": compiled.metadata.shared,
@@ -277,6 +289,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
         "unset": unset_registers(disassembled(compiled.asm["cubin"])) if capability == 90 else [],
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
+        "barriers": len(re.findall(r"\b(?:bar|barrier)(?:\.cta)?\.sync\b", ptx)),
     }
 
 
