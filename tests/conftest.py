@@ -12,6 +12,8 @@ import torch
 from filelock import FileLock
 
 if TYPE_CHECKING:
+    from console import Run
+
     from ezaudio.checkpoints import ModelSource
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process, in torch and in what tests start
@@ -79,6 +81,23 @@ def typed_debug_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFact
         if not (shared / "debug-typed").exists():
             typed.retyped(debug_bundle, shared / "debug-typed", "fp16")
     return shared / "debug-typed"
+
+
+@pytest.fixture
+def ezaudio_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs `ezaudio-run ARGUMENTS…` in an empty folder, with an empty cache of exported models."""
+    from console import runner
+
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("EZAUDIO_CACHE", str(tmp_path / "cache"))
+    return runner("ezaudio-run")
+
+
+@pytest.fixture
+def make(ezaudio_run: Run, debug_bundle: Path) -> Run:
+    """Runs `ezaudio-run ARGUMENTS… --bundle DIR` on the debug model."""
+    return lambda *arguments, **kwargs: ezaudio_run(*arguments, "--bundle", debug_bundle, **kwargs)
 
 
 @pytest.fixture(autouse=True)

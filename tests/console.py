@@ -1,4 +1,4 @@
-"""What the tests of the commands share."""
+"""What the tests of the commands and of messages share."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
+import pytest
 from click.testing import CliRunner, Result
 
 from ezaudio import __version__
@@ -82,3 +83,10 @@ def killed_once(ready: Callable[[], bool], command: str, *arguments: Any) -> Non
     process.kill()
     process.join()
     assert process.exitcode == -signal.SIGKILL
+
+
+def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
+    """The message of what was raised, which must be one line."""
+    message = str(error.value)
+    assert "\n" not in message
+    return message

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import T5EncoderModel
 
 from ezaudio.checkpoints import ModelSource, open_source, save_folder
@@ -65,3 +65,11 @@ def source(folder: Path) -> ModelSource:
     tokenizer = open_source("debug", random_weights=True)
     save_folder(folder, SYSTEM, dit(), vae(), text_encoder, tokenizer.tokenizer_files())
     return open_source(str(folder))
+
+
+def dit_error(dit: nn.Module) -> float:
+    """Relative error against the official output."""
+    io = load("dit_tiny_io")
+    with torch.no_grad():
+        out = dit(*(io[f"a.{name}"] for name in ("x", "timesteps", "context", "context_mask")))
+    return relative_error(out, io["a.out"])

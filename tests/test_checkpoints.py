@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import pickle
 import re
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import golden
 import pytest
 import torch
-from huggingface_hub import errors as hub_errors
+from console import one_line
 from safetensors.torch import load_file, save_file
-from tokenizers import Tokenizer
 from torch import nn
 
 from ezaudio import checkpoints, hub, text_files
 from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import PRESETS, preset
 from ezaudio.controlnet import ControlNet
-from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError, MissingExtraError
 from ezaudio.text import build_text_encoder, encode_text
-from ezaudio.weights import load_weights, read_state_dict
 
 NETWORK_TOLERANCE = 1e-5  # measured: 5e-7
 HALF_TOLERANCE = 2e-3  # measured: 6.4e-4 (DiT), weights rounded to float16
-
-
-def run_dit(dit: nn.Module) -> float:
-    """Relative error against the official output."""
-    io = golden.load("dit_tiny_io")
-    with torch.no_grad():
-        out = dit(*(io[f"a.{name}"] for name in ("x", "timesteps", "context", "context_mask")))
-    return golden.relative_error(out, io["a.out"])
 
 
 def run_vae(vae: nn.Module) -> float:
@@ -66,7 +52,8 @@ def check_golden(source: ModelSource, tolerance: float) -> None:
     controlnet = source.controlnet()
     assert controlnet is not None
     encoder = source.text_encoder()
-    parts = {run_dit: source.dit(), run_vae: source.vae(), run_text_encoder: encoder, run_controlnet: controlnet}
+    dit, vae = source.dit(), source.vae()
+    parts = {golden.dit_error: dit, run_vae: vae, run_text_encoder: encoder, run_controlnet: controlnet}
     for run, module in parts.items():
         assert run(module) < tolerance, run.__name__
         assert not module.training
@@ -74,12 +61,6 @@ def check_golden(source: ModelSource, tolerance: float) -> None:
     assert not any(name.endswith("weight_g") for name in parts[run_vae].state_dict())
     assert encoder.encoder.embed_tokens.weight is encoder.shared.weight
     assert encoder.config._attn_implementation == "eager"
-
-
-def one_line(error: pytest.ExceptionInfo[Exception]) -> str:
-    message = str(error.value)
-    assert "\n" not in message
-    return message
 
 
 @pytest.fixture
@@ -167,7 +148,7 @@ def test_one_checkpoint_file_is_the_dit(tmp_path: Path) -> None:
     path = tmp_path / "tuned.safetensors"
     save_file(golden.load("dit_tiny"), path)
     source = open_source("l", checkpoint=path)
-    assert run_dit(source.dit()) < NETWORK_TOLERANCE
+    assert golden.dit_error(source.dit()) < NETWORK_TOLERANCE
     assert source.origin == "local tuned.safetensors, VAE of OpenSound/EzAudio"
 
 
@@ -249,115 +230,6 @@ def test_official_text_encoders_have_the_published_shapes(size: str, expected: d
         assert getattr(ours.config, key) == getattr(published.config, key)
 
 
-# Files that do not load
-
-
-def test_every_key_that_does_not_fit_is_listed_and_nothing_is_loaded() -> None:
-    module, state_dict = golden.dit(), golden.load("dit_tiny")
-    before = {key: value.clone() for key, value in module.state_dict().items()}
-    missing = [key for key in state_dict if "mid_block" in key]
-    misshapen = [key for key in state_dict if "norm_q" in key and key not in missing]
-    changed = {key: torch.zeros(7) if key in misshapen else value + 1 for key, value in state_dict.items()}
-    changed = {key: value for key, value in changed.items() if key not in missing}
-    changed["mask_embed"] = torch.zeros(16, dtype=torch.int8)
-    unexpected = [f"extra.{i}" for i in range(50)]
-    with pytest.raises(BundleError) as error:
-        load_weights(module, changed | dict.fromkeys(unexpected, torch.zeros(1)), "'x.pt'")
-    summary, *lines = str(error.value).splitlines()
-    counts = f"{len(missing)} missing, 50 unexpected, {len(misshapen) + 1} of another shape"
-    assert summary == f"'x.pt' does not fit MaskDiT: {counts}"
-    assert lines[: len(missing)] == [f"  missing: {key}" for key in before if key in missing]
-    assert [line for line in lines if "unexpected" in line] == [f"  unexpected: {key}" for key in unexpected]
-    assert f"  shape: {misshapen[0]}: expected (32,), got (7,)" in lines
-    assert "  shape: mask_embed: expected (16,), got (16,) of torch.int8" in lines
-    assert len(lines) == len(missing) + 50 + len(misshapen) + 1
-    assert all(torch.equal(value, before[key]) for key, value in module.state_dict().items())
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
-def test_values_that_are_not_finite_are_named(value: float) -> None:
-    state_dict = golden.load("dit_tiny")
-    for key in ("mask_embed", "model.time_ada.bias"):
-        state_dict[key][3] = value
-    with pytest.raises(BundleError, match=r"not finite in 2 tensors\n  not finite: .*\n  not finite: ") as error:
-        load_weights(MaskDiT(golden.DIT), state_dict, "'x.pt'")
-    assert "mask_embed" in str(error.value)
-    assert "model.time_ada.bias" in str(error.value)
-
-
-def test_half_weights_are_widened_into_a_module_in_place() -> None:
-    module = MaskDiT(golden.DIT)
-    weight = module.mask_embed
-    load_weights(module, {key: value.half() for key, value in golden.load("dit_tiny").items()}, "x")
-    assert module.mask_embed is weight
-    assert weight.dtype == torch.float32
-    assert run_dit(module) < HALF_TOLERANCE
-
-
-class Malicious:
-    def __init__(self, command: str) -> None:
-        self.command = command
-
-    def __reduce__(self):
-        return os.system, (self.command,)
-
-
-@pytest.mark.parametrize("how", ["torch", "legacy", "pickle"])
-def test_pickled_code_is_refused_and_not_run(tmp_path: Path, how: str) -> None:
-    proof, path = tmp_path / "proof", tmp_path / "evil.pt"
-    content = {"model": golden.load("dit_tiny"), "x": Malicious(f"touch {proof}")}
-    if how == "pickle":
-        path.write_bytes(pickle.dumps(content))
-    else:
-        torch.save(content, path, _use_new_zipfile_serialization=how == "torch")
-    with pytest.raises(BundleError) as error:
-        read_state_dict(path, entry="model")
-    one_line(error)
-    assert not proof.exists()
-    if how == "torch":
-        assert "its pickled code was not run" in str(error.value)
-
-
-@pytest.mark.parametrize("suffix", [".pt", ".safetensors"])
-@pytest.mark.parametrize("damage", ["empty", "text", "cut", "absent", "folder"])
-def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, damage: str) -> None:
-    path = tmp_path / f"weights{suffix}"
-    if suffix == ".pt":
-        torch.save({"model": golden.load("dit_tiny")}, path)
-    else:
-        save_file(golden.load("dit_tiny"), path)
-    if damage in ("absent", "folder"):
-        path.unlink()
-        if damage == "folder":
-            path.mkdir()
-    else:
-        path.write_bytes({"empty": b"", "text": b"not a checkpoint", "cut": path.read_bytes()[:20000]}[damage])
-    with pytest.raises(BundleError) as error:
-        read_state_dict(path, entry="model")
-    assert path.name in one_line(error)
-
-
-@pytest.mark.parametrize(
-    ("content", "entry", "message"),
-    [
-        ({"state_dict": {}}, "model", "has no dictionary 'model'"),
-        ([1], "model", "has no dictionary 'model'"),
-        ([1], None, "holds list"),
-        ({"model": {"a": 1, "b": torch.zeros(1), "c": "x"}}, "model", "no tensors: a, c"),
-    ],
-)
-def test_files_of_another_layout_are_one_line(tmp_path: Path, content, entry, message: str) -> None:
-    torch.save(content, tmp_path / "x.pt")
-    with pytest.raises(BundleError, match=message) as error:
-        read_state_dict(tmp_path / "x.pt", entry=entry)
-    one_line(error)
-
-
-def test_other_extensions_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(BundleError, match="is no checkpoint"):
-        read_state_dict(tmp_path / "weights.bin")
-
-
 # Folders
 
 
@@ -385,7 +257,7 @@ def test_nano_is_a_folder_of_the_package(tmp_path: Path, tokenizer_files: dict[s
         open_source("nano")
     save_golden(tmp_path / "nano", tokenizer_files)
     source = open_source("nano")
-    assert run_dit(source.dit()) < NETWORK_TOLERANCE
+    assert golden.dit_error(source.dit()) < NETWORK_TOLERANCE
     assert source.licence == "MIT"
     assert open_source("debug", random_weights=True).tokenizer_files() == source.tokenizer_files()
 
@@ -458,74 +330,6 @@ def test_a_controlnet_of_ones_own(tmp_path: Path, tokenizer_files: dict[str, Pat
     assert run_controlnet(controlnet) < NETWORK_TOLERANCE
 
 
-# Random weights
-
-
-def test_random_weights_repeat_and_differ_between_seeds() -> None:
-    first, again, other = (open_source("debug", random_weights=True, controlnet="energy", seed=s) for s in (0, 0, 1))
-    assert first.origin == "random weights, seed 0"
-    for part in ("dit", "vae", "text_encoder", "controlnet"):
-        a, b, c = (getattr(source, part)().state_dict() for source in (first, again, other))
-        assert all(torch.equal(a[key], b[key]) for key in a)
-        assert all(not torch.equal(a[key], c[key]) for key in a if "inv_freq" not in key)
-        tiny = torch.finfo(torch.float32).tiny
-        assert all((value.abs() > tiny).all() for value in a.values())
-    assert open_source("debug", random_weights=True).controlnet() is None
-
-
-def test_random_rotary_frequencies_are_the_real_ones() -> None:
-    debug = open_source("debug", random_weights=True)
-    expected = MaskDiT(debug.config.dit).model.mid_block.attn.rotary.inv_freq
-    assert torch.equal(debug.dit().model.mid_block.attn.rotary.inv_freq, expected)
-
-
-@pytest.mark.parametrize("depth", [2, 28])
-@torch.no_grad()
-def test_random_signals_keep_their_size_and_no_block_is_an_identity(depth: int, monkeypatch) -> None:
-    debug = preset("debug")
-    dit_config = replace(debug.dit, depth=depth, width=96, num_heads=4)
-    monkeypatch.setitem(PRESETS, "debug", replace(debug, dit=dit_config))
-    source = open_source("debug", random_weights=True, controlnet="energy")
-    dit, controlnet, encoder, vae = source.dit(), source.controlnet(), source.text_encoder(), source.vae()
-    assert controlnet is not None
-
-    changes: list[float] = []
-    for block in dit.model.all_blocks():
-        for branch in (block.attn, block.cross_attn, block.mlp):
-            branch.register_forward_hook(lambda _module, _args, out: changes.append(out.std().item()))
-        block.register_forward_hook(lambda _module, args, out: changes.append((out - args[0]).std().item()))
-        block.register_forward_hook(lambda _module, _args, out: changes.append(out.std().item()))
-
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(2, 8, 20, generator=generator)
-    ids = torch.randint(3, 1000, (2, 6), generator=generator)
-    context = encode_text(encoder, ids, torch.ones_like(ids))
-    timesteps = torch.tensor([999, 10])
-    velocity = dit(x, timesteps, context)
-    # Measured at depth 28: branches 0.13 to 0.49, blocks up to 2.3.
-    assert len(changes) == 5 * (depth + 1)
-    assert 0.02 < min(changes) < max(changes) < 10
-    assert 0.5 < velocity.std() < 2
-    energy = torch.rand(2, 1, 40, generator=generator)
-    residuals = controlnet(dit.assemble(x), timesteps, context, None, energy)
-    assert all(0.1 < residual.std() < 10 for residual in residuals)
-    audio = vae.decode(x)
-    assert 0.02 < audio.std() < audio.abs().max() < 1
-    assert vae.encode(audio).isfinite().all()
-
-
-def test_random_weights_come_with_a_tokenizer() -> None:
-    import sentencepiece
-
-    source = open_source("debug", random_weights=True)
-    files = source.tokenizer_files()
-    tokenizer = Tokenizer.from_file(str(files["tokenizer.json"]))
-    pieces = sentencepiece.SentencePieceProcessor(model_file=str(files["spiece.model"]))
-    assert tokenizer.get_vocab_size() <= source.config.text.vocab_size
-    for text in ("A dog barks.", "", "über 猫"):
-        assert tokenizer.encode(text).ids == [*pieces.encode(text), 1]
-
-
 # Choices that do not go together
 
 
@@ -552,55 +356,7 @@ def test_wrong_choices_are_one_line(model: str, options: dict, message: str, tmp
     assert message in one_line(error)
 
 
-# The Hub and missing packages
-
-
-def test_offline_hub_is_one_line(tmp_path: Path) -> None:
-    code = (
-        "from ezaudio.hub import download\n"
-        "from ezaudio.runtime.errors import BundleError\n"
-        "try: download('OpenSound/EzAudio', 'ckpts/s3/ezaudio_s3_l.pt')\n"
-        "except BundleError as error: print(error)\n"
-    )
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(tmp_path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == (
-        "cannot get ckpts/s3/ezaudio_s3_l.pt of OpenSound/EzAudio from the Hugging Face Hub: not in the cache, and"
-        " HF_HUB_OFFLINE forbids downloads: unset it; or give local files: --checkpoint FOLDER (EzAudio),"
-        " --text-encoder FOLDER (FLAN-T5)\n"
-    )
-
-
-RESPONSE = SimpleNamespace(status_code=404, headers={}, request=None)
-
-
-@pytest.mark.parametrize(
-    ("error", "reason"),
-    [
-        (hub_errors.LocalEntryNotFoundError("no"), "check the network and try again"),
-        (hub_errors.RemoteEntryNotFoundError("no", response=RESPONSE), "no such file in the repository"),
-        (hub_errors.GatedRepoError("no", response=RESPONSE), "access is restricted"),
-        (hub_errors.RepositoryNotFoundError("no", response=RESPONSE), "no such repository, or a private one"),
-        (OSError(28, "No space left\non device"), "No space left on device"),
-        (TimeoutError(), "TimeoutError"),
-    ],
-    ids=lambda value: type(value).__name__,
-)
-def test_hub_failures_are_one_line(error: Exception, reason: str, monkeypatch) -> None:
-    def fail(*_args: object) -> None:
-        raise error
-
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", fail)
-    with pytest.raises(BundleError) as caught:
-        hub.download("owner/name", "a/b.pt")
-    message = one_line(caught)
-    assert message.startswith("cannot get a/b.pt of owner/name from the Hugging Face Hub: ")
-    assert reason in message
-
-
-def test_downloads_return_the_path(monkeypatch) -> None:
-    monkeypatch.setattr("huggingface_hub.hf_hub_download", lambda repo_id, filename: f"/cache/{repo_id}/{filename}")
-    assert hub.download("owner/name", "a/b.pt") == Path("/cache/owner/name/a/b.pt")
+# Missing packages
 
 
 def test_missing_packages_name_the_extra() -> None:

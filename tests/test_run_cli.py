@@ -1,24 +1,19 @@
 """`ezaudio-run` through its entry point, on a real bundle: what it writes, what it says, and what it refuses."""
 
-import contextlib
 import json
 import os
 import re
 import shutil
-import signal
-import struct
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from subprocess import PIPE
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
-from console import Run, answers_at_once_and_teaches, fails, imports_none_of, listen_to_interrupts, runner
+from console import answers_at_once_and_teaches, fails, imports_none_of
 
 from ezaudio import __version__
 from ezaudio.runtime import bundle_store
@@ -31,22 +26,6 @@ RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
 # What the debug model does unless told otherwise.
 DEBUG = Settings("rain", "", 10.0, 4, 3.0, 0.5, 0.0, 0, "ddim", "torch").to_dict()
-posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, terminals and limits")
-
-
-@pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `ezaudio-run ARGUMENTS…` in an empty folder, with an empty cache of exported models."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("EZAUDIO_CACHE", str(tmp_path / "cache"))
-    return runner("ezaudio-run")
-
-
-@pytest.fixture
-def make(run: Run, debug_bundle: Path) -> Run:
-    """Runs `ezaudio-run ARGUMENTS… --bundle DIR` on the debug model."""
-    return lambda *arguments, **kwargs: run(*arguments, "--bundle", debug_bundle, **kwargs)
 
 
 def files() -> list[str]:
@@ -159,7 +138,7 @@ def test_from_needs_a_file_made_from_text_alone(make, given, message):
     fails(make("--from", "a.wav"), message, "which it does not hold: name a file made from text alone")
 
 
-def test_from_finds_the_bundle_or_says_which(run, debug_bundle):
+def test_from_finds_the_bundle_or_says_which(ezaudio_run, debug_bundle):
     exported = bundle_store.cached_bundle("l", "fp16")  # as ezaudio-export leaves EzAudio-L, but small
     shutil.copytree(debug_bundle, exported)
     manifest = json.loads((exported / "manifest.json").read_text())
@@ -167,19 +146,23 @@ def test_from_finds_the_bundle_or_says_which(run, debug_bundle):
     (exported / "manifest.json").write_text(json.dumps(sealed(manifest)))
     bundle_id = read_manifest(exported).bundle_id
 
-    assert run("rain", "--duration", "0.1", "--bundle", "l", "--precision", "fp16", "-o", "l.wav").exit_code == 0
-    assert run("--from", "l.wav", "-o", "again.wav").exit_code == 0
+    assert (
+        ezaudio_run("rain", "--duration", "0.1", "--bundle", "l", "--precision", "fp16", "-o", "l.wav").exit_code == 0
+    )
+    assert ezaudio_run("--from", "l.wav", "-o", "again.wav").exit_code == 0
     assert Path("l.wav").read_bytes() == Path("again.wav").read_bytes()
 
     write_audio("other.wav", np.zeros(9), RATE, {**read_settings("l.wav"), "bundle_id": "older"})
     maker = "'other.wav' was made with model 'l' in fp16 (bundle older)"
-    fails(run("--from", "other.wav"), maker, f"at hand is model 'l' in fp16 (bundle {bundle_id})", "--bundle DIR")
-    result = run("--from", "other.wav", "--bundle", "l")
+    fails(
+        ezaudio_run("--from", "other.wav"), maker, f"at hand is model 'l' in fp16 (bundle {bundle_id})", "--bundle DIR"
+    )
+    result = ezaudio_run("--from", "other.wav", "--bundle", "l")
     assert result.exit_code == 0
     assert f"Warning: {maker}" in result.stderr
 
     shutil.rmtree(exported)
-    fails(run("--from", "l.wav"), "model 'l' has not been exported in fp16 yet")
+    fails(ezaudio_run("--from", "l.wav"), "model 'l' has not been exported in fp16 yet")
 
 
 def test_from_refuses_what_it_cannot_repeat(make, debug_bundle):
@@ -300,8 +283,8 @@ def test_bad_prompts_files(make):
         (["rain", "--spectrogram", "new/a.png"], ["--spectrogram: no folder 'new'"]),
     ],
 )
-def test_bad_input_is_found_before_the_bundle_is_opened(run, arguments, parts):
-    result = run(*arguments, "--bundle", "no_bundle")
+def test_bad_input_is_found_before_the_bundle_is_opened(ezaudio_run, arguments, parts):
+    result = ezaudio_run(*arguments, "--bundle", "no_bundle")
     fails(result, *parts)
     assert "no_bundle" not in result.stderr
     assert files() == []
@@ -340,134 +323,6 @@ def test_a_setting_out_of_range_is_one_line_and_no_file(make, arguments, part):
     assert files() == []
 
 
-def test_a_missing_extra_is_named_before_the_work(run, monkeypatch):
-    monkeypatch.setitem(sys.modules, "matplotlib", None)  # as if it were not installed
-    fails(run("rain", "--bundle", "no_bundle", "--spectrogram", "a.png"), 'pip install "ezaudio[plot]"')
-    fails(run("rain", "--bundle", "xl"), "model 'xl' has not been exported yet: run ezaudio-export --model xl")
-    command = "run ezaudio-export --model l --precision fp8 --target tensorrt-rtx, then use --bundle l-tensorrt-rtx"
-    fails(run("rain", "--bundle", "l", "--precision", "fp8"), f"model 'l' has not been exported in fp8 yet: {command}")
-    command = "run ezaudio-export --model l --precision fp16 --random-weights --target tensorrt"
-    fails(
-        run("rain", "--bundle", "l-random-tensorrt"), f"model 'l-random-tensorrt' has not been exported yet: {command}"
-    )
-    monkeypatch.setitem(sys.modules, "torch", None)
-    parts = ["model 'l' must be exported first", 'pip install "ezaudio[export]"', "ezaudio-export --model l"]
-    fails(run("rain", "--bundle", "l"), *parts)
-    assert files() == []
-
-
-def test_folders_that_are_no_bundle(run):
-    os.mkdir("empty")
-    Path("file").touch()
-    fails(run("rain", "--bundle", "none"), "no bundle at 'none': there is no such folder")
-    fails(
-        run("rain", "--bundle", "empty"), "'empty' is no bundle: it has no manifest.json; make one with ezaudio-export"
-    )
-    fails(run("rain", "--bundle", "file"), "'file'")
-    fails(run("rain", "--bundle", ""), "manifest.json")
-
-
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda data: data[:-1] + bytes([data[-1] ^ 1]), "has changed since the bundle was made (its sha256 differs)"),
-        (lambda data: data[: len(data) // 2], "the manifest says"),
-        (lambda data: None, "the bundle lacks"),
-    ],
-    ids=["one bit changed", "truncated", "missing"],
-)
-def test_every_damaged_file_is_named(run, debug_bundle, tmp_path, damage, message):
-    names = [path.name for path in debug_bundle.iterdir() if path.name != "manifest.json"]
-    assert len(names) > 10
-    for name in names:
-        folder = tmp_path / f"without {name}"
-        shutil.copytree(debug_bundle, folder)
-        data = damage((folder / name).read_bytes())
-        (folder / name).unlink()  # of this folder alone: the debug bundle keeps its link
-        if data is not None:
-            (folder / name).write_bytes(data)
-        fails(run("rain", "--bundle", folder), f"'{folder / name}'", message, "copy or export the bundle again")
-    assert files() == []
-
-
-def put(value: Any, *keys: str) -> Callable[[dict[str, Any]], None]:
-    """Sets manifest[keys[0]][keys[1]]… = value."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        for key in keys[:-1]:
-            manifest = manifest[key]
-        manifest[keys[-1]] = value
-
-    return change
-
-
-def rename(name: str) -> Callable[[dict[str, Any]], None]:
-    """Gives the bundle's tokenizer.json another name."""
-
-    def change(manifest: dict[str, Any]) -> None:
-        manifest["files"][name] = manifest["files"].pop("tokenizer.json")
-
-    return change
-
-
-NO_PLAIN_NAMES = ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
-
-
-@pytest.mark.parametrize(
-    ("change", "parts"),
-    [
-        (b"", ["is damaged (JSONDecodeError"]),
-        (b"{", ["is damaged (JSONDecodeError"]),
-        (b"\x80\x81", ["is damaged (UnicodeDecodeError"]),
-        (b"[" * 100_000, ["is damaged (RecursionError"]),
-        (b"null", ["is no manifest of an EzAudio bundle"]),
-        (b"[]", ["is no manifest of an EzAudio bundle"]),
-        (b'{"format": "other"}', ["is no manifest of an EzAudio bundle"]),
-        (b'{"format": "ezaudio-bundle"}', ["is damaged (KeyError: 'format_version')"]),
-        (b'{"format": "ezaudio-bundle", "format_version": 2, "sha256": ""}', ["manifest.json' has changed since"]),
-        (b" " * 5_000_000, ["is larger than 4,194,304 bytes"]),
-        (put(3, "format_version"), ["has the newer format 3, this version reads 2: upgrade ezaudio"]),
-        (put("1", "format_version"), ["has the unknown format '1'"]),
-        (put([], "files"), ["is damaged (AttributeError"]),
-        (put(None, "files", "vae.weights"), ["is damaged (TypeError"]),
-        (put("big", "files", "vae.weights", "size"), ["is damaged (ValueError"]),
-        (put("0", "files", "vae.weights", "sha256"), ["vae.weights' has changed since the bundle was made"]),
-        (put("../vae.weights", "graphs", "decoder", "file"), ["'../vae.weights' is not listed"]),
-        (put(5, "graphs", "decoder", "inputs"), ["is damaged (TypeError"]),
-        (put([{"name": "x"}], "graphs", "decoder", "inputs"), ["not the description of a tensor: {'name': 'x'}"]),
-        (put({}, "graphs"), ["has no graph 'frame_bias': export it again"]),
-        (put(None, "config"), ["is damaged (ValueError: model settings do not fit this version"]),
-        (put(1, "config", "colour"), ["model settings do not fit this version"]),
-        (put(1, "config", "dit", "colour"), ["model settings do not fit this version"]),
-        (put(7, "config", "dit", "num_heads"), ["width 32 must be a multiple of num_heads 7"]),
-        (put(float("inf"), "files", "vae.weights", "size"), ["is damaged (OverflowError"]),
-        (put("long", "config", "max_duration_s"), ["max_duration_s must be float within reason, got 'long'"]),
-        (put(float("nan"), "config", "max_duration_s"), ["max_duration_s must be float within reason, got nan"]),
-        (put(None, "config", "vae", "sample_rate"), ["sample_rate must be int within reason, got None"]),
-        (put(0, "config", "text", "max_tokens"), ["max_tokens must be more than 0, got 0"]),
-        (put([0, 2, 2, 2], "config", "vae", "strides"), ["strides must be"]),
-        (put([], "graphs", "text_encoder", "outputs"), ["the manifest says otherwise: export the bundle again"]),
-        *(
-            (rename(name), ["is no plain file name"])
-            for name in ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
-        ),
-    ],
-)
-def test_a_bad_manifest_is_one_line(run, debug_bundle, tmp_path, change, parts):
-    folder = tmp_path / "bundle"
-    shutil.copytree(debug_bundle, folder)
-    path = folder / "manifest.json"
-    manifest = json.loads(path.read_bytes())
-    path.unlink()
-    if isinstance(change, bytes):
-        path.write_bytes(change)
-    else:
-        change(manifest)
-        path.write_text(json.dumps(sealed(manifest)))
-    fails(run("rain", "--bundle", folder), *parts)
-    assert files() == []
-
-
 def test_a_long_prompt_is_cut_and_says_where(make):
     prompt = "word " * 100 + "and the rest"
     for arguments in ([prompt], ["rain", "--negative", prompt]):
@@ -500,112 +355,12 @@ def test_quiet_still_tells_errors(make):
     fails(make("rain", "--quiet", "--steps", "0"), "num_steps")
 
 
-def test_unwritable_folder(make):
-    if hasattr(os, "geteuid") and os.geteuid() != 0:
-        os.mkdir("locked", 0o500)
-        locked = "locked"
-    elif sys.platform == "linux":
-        locked = "/sys"  # refuses even root
-    else:
-        pytest.skip("no folder that refuses root")
-    for arguments in (["-o", locked], ["-o", f"{locked}/a.wav"], ["--spectrogram", locked]):
-        fails(make("rain", *arguments), f"'{locked}' cannot be written (Permission denied)")
-    assert files() in ([], ["locked"])
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes fails, as on a disk that is full."""
-    import resource
-
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
-
-
-@posix
-def test_a_failed_write_is_one_line_and_no_file(make):
-    with largest_file(3000):
-        result = make("rain", "--duration", "0.1")
-    fails(result, "'rain.wav' cannot be written (File too large)")
-    assert files() == []
-    assert make("rain", "--duration", "0.1", "-o", "a.wav").exit_code == 0
-    before = Path("a.wav").read_bytes()
-    with largest_file(3000):
-        result = make("a dog", "--duration", "0.1", "-o", "a.wav")
-    fails(result, "'a.wav' cannot be written (File too large)")
-    assert files() == ["a.wav"]
-    assert Path("a.wav").read_bytes() == before
-
-
 def test_named_files_are_replaced_and_derived_ones_numbered(make):
     Path("a.wav").write_bytes(b"old")
     for arguments in (["-o", "a.wav"], [], []):
         assert make("rain", "--duration", "0.1", *arguments).exit_code == 0
     assert files() == ["a.wav", "rain-2.wav", "rain.wav"]
     assert read_settings("a.wav")["prompt"] == "rain"
-
-
-@posix
-def test_ctrl_c_while_it_samples_leaves_no_file(debug_bundle, tmp_path):
-    import fcntl
-    import termios
-
-    terminal, end = os.openpty()
-    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a width, or no bar is drawn
-    command = [SCRIPT, "rain", "--bundle", debug_bundle, "--spectrogram", "rain.png"]
-    command += ["--duration", "30", "--steps", "1000"]
-    with subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=end, preexec_fn=listen_to_interrupts) as running:
-        os.close(end)
-        shown = b""
-        while not re.search(rb"[1-9]\d*/1000", shown):  # the progress bar
-            shown += os.read(terminal, 4096)
-        running.send_signal(signal.SIGINT)
-        with contextlib.suppress(OSError):  # EIO: the other end is closed
-            while data := os.read(terminal, 4096):
-                shown += data
-        assert running.stdout.read() == b""
-    os.close(terminal)
-    assert running.returncode == 130
-    assert b"Interrupted: no unfinished file was left." in shown
-    assert b"Traceback" not in shown
-    assert os.listdir(tmp_path) == []
-
-
-@posix
-def test_ctrl_c_between_sounds_keeps_whole_files_only(debug_bundle, tmp_path):
-    command = [SCRIPT, "rain", "--bundle", debug_bundle, "--duration", "1", "--variations", "10000", "--format", "flac"]
-    options = {"cwd": tmp_path, "stdout": PIPE, "stderr": PIPE, "text": True, "preexec_fn": listen_to_interrupts}
-    with subprocess.Popen(command, **options) as running:
-        for _ in range(3):
-            assert "rain" in running.stdout.readline()
-        running.send_signal(signal.SIGINT)
-        _, stderr = running.communicate(timeout=60)
-    assert running.returncode == 130
-    assert stderr == "\nInterrupted: no unfinished file was left.\n"  # ^C stands before the line break
-    made = sorted(os.listdir(tmp_path))
-    assert len(made) >= 3
-    for name in made:
-        assert len(soundfile.read(tmp_path / name)[0]) == RATE
-
-
-@posix
-def test_ctrl_c_while_it_waits_for_prompts(tmp_path):
-    pipe = tmp_path / "pipe"
-    os.mkfifo(pipe)
-    command = [SCRIPT, "--prompts-file", pipe]
-    with (
-        subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE, preexec_fn=listen_to_interrupts) as waiting,
-        open(pipe, "wb"),  # returns once the script reads
-    ):
-        waiting.send_signal(signal.SIGINT)
-        _, stderr = waiting.communicate(timeout=60)
-    assert waiting.returncode == 130
-    assert stderr == b"\nInterrupted: no unfinished file was left.\n"
-    assert os.listdir(tmp_path) == ["pipe"]
 
 
 def test_a_defect_keeps_its_traceback(make, monkeypatch):

@@ -191,7 +191,7 @@ def vae(resume_weights: bool, **given: Any) -> None:
     _train(AutoencoderTask(network, run.schedule, losses, partial(_publish, source, given)), run, source, given)
 
 
-@main.command("nano", short_help="The packaged model, from nothing to a judged bundle.")
+@main.command("nano", short_help="The packaged model, from nothing or further, to a judged bundle.")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
     "--recordings",
@@ -205,9 +205,16 @@ def vae(resume_weights: bool, **given: Any) -> None:
     show_default=True,
     help="Multiplies the steps of every stage.",
 )
+@click.option(
+    "--further",
+    metavar="nano|FOLDER",
+    help="Begin with a trained model, the packaged one or another run's RUN/model: other scenes, the last stages again.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
-def nano(folder: Path, recordings: Path | None, effort: float, threads: int | None, quiet: bool) -> None:
+def nano(
+    folder: Path, recordings: Path | None, effort: float, further: str | None, threads: int | None, quiet: bool
+) -> None:
     """Scenes, autoencoder, text encoder and the three stages of the model in the package; goes on where it stopped.
 
     RUN/model then is a model, RUN/bundle is that exported, and RUN/quality.json says how well it does:
@@ -216,13 +223,15 @@ def nano(folder: Path, recordings: Path | None, effort: float, threads: int | No
     import torch
 
     from ezaudio.evaluation.report import told
-    from ezaudio.training.nano.recipe import recipe, train_nano
+    from ezaudio.training.nano import recipe
 
     if threads:
         torch.set_num_threads(threads)
     given = ["ezaudio-train", "nano", str(folder), *(["--recordings", str(recordings)] if recordings else [])]
-    command = shlex.join([*given, *(["--effort", f"{effort:g}"] if effort != 1 else [])])
-    report = train_nano(folder, recordings, recipe(effort), quiet, command)
+    given += [*(["--effort", f"{effort:g}"] if effort != 1 else []), *(["--further", further] if further else [])]
+    start = recipe.trained(further) if further else None
+    made = recipe.further(effort) if further else recipe.recipe(effort)
+    report = recipe.train_nano(folder, recordings, made, quiet, shlex.join(given), start=start)
     if not quiet:
         click.echo("\n".join(told(report)))
 

@@ -1,6 +1,7 @@
 """Train the packaged model `nano` from nothing, in one command that goes on where it was stopped.
 
     ezaudio-train nano RUN --recordings RECORDINGS
+    ezaudio-train nano RUN --recordings RECORDINGS --further nano       # not from nothing, but from a model
 
 RUN/sounds-short, -pairs, -long    scenes of synthesised and recorded sounds with captions
 RUN/model                          the model: config.json, weights, tokenizer; what the stages have taught it comes here
@@ -34,6 +35,7 @@ from ezaudio.data.synthesis.primitives import normalize
 from ezaudio.data.synthesis.scenes import solo
 from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
+from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.manifest import CARD_FILE
 from ezaudio.runtime.naming import replace_file
 from ezaudio.text import build_text_encoder
@@ -65,6 +67,7 @@ class Scenes:
     duration_s: float
     count: int
     pairs: float
+    seed: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,41 +91,64 @@ class Recipe:
 
 
 def recipe(effort: float = 1.0) -> Recipe:
-    """The packaged model's. effort: multiplies the steps of all stages."""
-    scenes = (Scenes("short", 2.5, 10_000, 0.35), Scenes("pairs", 2.5, 16_000, 0.7), Scenes("long", 10.0, 1200, 0.5))
-    lengths = {each.name: each.duration_s for each in scenes}
-
-    def stage(name: str, of: str, steps: int, rate: float, batch: int, **given: Any) -> Stage:
-        paper, _, _ = name.partition("-")
-        steps = max(1, round(effort * steps))
-        fall = None if paper == "stage1" else (steps // 2, steps)
-        run = RunSettings(
-            steps,
-            Schedule(rate, warmup_steps=min(300, steps), fall=fall),
-            batch_size=batch,
-            ema_decay=0.999,
-            betas=(0.9, 0.99),
-            optimizer="muon",
-            clip_s=lengths[of],
-            save_every=500,
-            sample_every=3000,
-        )
-        return Stage(name, replace(STAGES[paper], high_noise=HIGH_NOISE, **given), run, of)
-
-    return Recipe(
-        preset("nano"),
-        scenes,
-        stages=(
-            stage("stage1", "short", 500, 1e-3, 24),
-            stage("stage2", "short", 8_500, 1e-3, 24, partly_masked=0.1),
-            stage("stage3-pairs", "pairs", 7_000, 1e-3, 24, partly_masked=0.1),
-            stage("stage3-long", "long", 900, 2e-4, 6, partly_masked=0.1),
-        ),
+    """The packaged model's, from nothing. effort: multiplies the steps of all stages."""
+    scenes = (
+        Scenes("short", 2.5, 10_000, 0.35, seed=0),
+        Scenes("pairs", 2.5, 16_000, 0.7, seed=1),
+        Scenes("long", 10.0, 1200, 0.5, seed=2),
     )
+    stages = (
+        _stage("stage1", scenes[0], effort * 500, 1e-3, 24, partly_masked=STAGES["stage1"].partly_masked),
+        _stage("stage2", scenes[0], effort * 8_500, 1e-3, 24),
+        _stage("stage3-pairs", scenes[1], effort * 7_000, 1e-3, 24),
+        _stage("stage3-long", scenes[2], effort * 900, 2e-4, 6),
+    )
+    return Recipe(preset("nano"), scenes, stages)
+
+
+def further(effort: float = 1.0) -> Recipe:
+    """The last two stages again, on other scenes, for a model that has been through all of them."""
+    scenes = (Scenes("pairs", 2.5, 20_000, 0.8, seed=3), Scenes("long", 10.0, 1200, 0.7, seed=4))
+    stages = (
+        _stage("stage3-pairs", scenes[0], effort * 7_000, 1e-3, 24),
+        _stage("stage3-long", scenes[1], effort * 900, 2e-4, 6),
+    )
+    return Recipe(preset("nano"), scenes, stages)
+
+
+def trained(model: str) -> ModelSource:
+    """A model to train further. Raises InputError where it is not one of this recipe's."""
+    source, expected = open_source(model), preset("nano")
+    if (source.config.dit, source.config.vae, source.config.text) != (expected.dit, expected.vae, expected.text):
+        raise InputError(f"'{model}' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run")
+    return source
+
+
+def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int, partly_masked: float = 0.1) -> Stage:
+    paper, _, _ = name.partition("-")
+    steps = max(1, round(steps))
+    run = RunSettings(
+        steps,
+        Schedule(rate, warmup_steps=min(300, steps), fall=None if paper == "stage1" else (steps // 2, steps)),
+        batch_size=batch,
+        ema_decay=0.999,
+        betas=(0.9, 0.99),
+        optimizer="muon",
+        clip_s=of.duration_s,
+        save_every=500,
+        sample_every=3000,
+    )
+    return Stage(name, replace(STAGES[paper], high_noise=HIGH_NOISE, partly_masked=partly_masked), run, of.name)
 
 
 def train_nano(
-    folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 3
+    folder: Path,
+    recordings: Path | None,
+    made: Recipe,
+    quiet: bool = False,
+    command: str = "",
+    count: int = 3,
+    start: ModelSource | None = None,
 ) -> QualityReport:
     """What is not trained yet is, step by step; then `folder`/model is put together, exported to bundle and judged.
 
@@ -130,6 +156,7 @@ def train_nano(
         recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
         command: for the model card.
         count: clips a kind and wording that are judged.
+        start: of `trained`, to begin with; None begins with nothing.
 
     Raises: InputError when recordings are missing, or the folder was begun with other settings.
     """
@@ -137,21 +164,25 @@ def train_nano(
     torch.set_flush_denormal(True)
     sounds = taught_sounds(recordings)
     folder.mkdir(parents=True, exist_ok=True)
-    for seed, scenes in enumerate(made.scenes):
+    for scenes in made.scenes:
         style = style_of(scenes.pairs)
         with progress_bar(f"{scenes.name} scenes", scenes.count, quiet) as bar:
             render_folder(
                 folder / f"sounds-{scenes.name}",
                 sounds,
                 scenes.count,
-                seed,
+                scenes.seed,
                 scenes.duration_s,
                 style=style,
                 progress=bar.update,
             )
     model = folder / "model"
     if not (model / "config.json").is_file():
-        begin_model(model, folder, made, sounds)
+        if start is None:
+            begin_model(model, folder, made, sounds)
+        else:
+            parts = start.dit(), start.vae(), start.text_encoder(), start.tokenizer_files()
+            save_folder(model, made.config, *parts)
     source = open_source(str(model))
     for scenes in made.scenes:
         manifest = read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl")

@@ -1,0 +1,120 @@
+"""`ezaudio-run` interrupted, or without room for what it makes: whole files alone are left."""
+
+import contextlib
+import os
+import re
+import signal
+import struct
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+import soundfile
+from console import fails, listen_to_interrupts
+
+RATE = 24000
+SCRIPT = Path(sys.executable).with_name("ezaudio-run")
+posix = pytest.mark.skipif(sys.platform == "win32", reason="POSIX signals, terminals and limits")
+
+
+def test_unwritable_folder(make):
+    if hasattr(os, "geteuid") and os.geteuid() != 0:
+        os.mkdir("locked", 0o500)
+        locked = "locked"
+    elif sys.platform == "linux":
+        locked = "/sys"  # refuses even root
+    else:
+        pytest.skip("no folder that refuses root")
+    for arguments in (["-o", locked], ["-o", f"{locked}/a.wav"], ["--spectrogram", locked]):
+        fails(make("rain", *arguments), f"'{locked}' cannot be written (Permission denied)")
+    assert sorted(os.listdir()) in ([], ["locked"])
+
+
+@contextlib.contextmanager
+def largest_file(size: int) -> Iterator[None]:
+    """Writing beyond `size` bytes fails, as on a disk that is full."""
+    import resource
+
+    old = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, old)
+
+
+@posix
+def test_a_failed_write_is_one_line_and_no_file(make):
+    with largest_file(3000):
+        result = make("rain", "--duration", "0.1")
+    fails(result, "'rain.wav' cannot be written (File too large)")
+    assert sorted(os.listdir()) == []
+    assert make("rain", "--duration", "0.1", "-o", "a.wav").exit_code == 0
+    before = Path("a.wav").read_bytes()
+    with largest_file(3000):
+        result = make("a dog", "--duration", "0.1", "-o", "a.wav")
+    fails(result, "'a.wav' cannot be written (File too large)")
+    assert sorted(os.listdir()) == ["a.wav"]
+    assert Path("a.wav").read_bytes() == before
+
+
+@posix
+def test_ctrl_c_while_it_samples_leaves_no_file(debug_bundle, tmp_path):
+    import fcntl
+    import termios
+
+    terminal, end = os.openpty()
+    fcntl.ioctl(end, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 100, 0, 0))  # a width, or no bar is drawn
+    command = [SCRIPT, "rain", "--bundle", debug_bundle, "--spectrogram", "rain.png"]
+    command += ["--duration", "30", "--steps", "1000"]
+    with subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=end, preexec_fn=listen_to_interrupts) as running:
+        os.close(end)
+        shown = b""
+        while not re.search(rb"[1-9]\d*/1000", shown):  # the progress bar
+            shown += os.read(terminal, 4096)
+        running.send_signal(signal.SIGINT)
+        with contextlib.suppress(OSError):  # EIO: the other end is closed
+            while data := os.read(terminal, 4096):
+                shown += data
+        assert running.stdout.read() == b""
+    os.close(terminal)
+    assert running.returncode == 130
+    assert b"Interrupted: no unfinished file was left." in shown
+    assert b"Traceback" not in shown
+    assert os.listdir(tmp_path) == []
+
+
+@posix
+def test_ctrl_c_between_sounds_keeps_whole_files_only(debug_bundle, tmp_path):
+    command = [SCRIPT, "rain", "--bundle", debug_bundle, "--duration", "1", "--variations", "10000", "--format", "flac"]
+    options = {"cwd": tmp_path, "stdout": PIPE, "stderr": PIPE, "text": True, "preexec_fn": listen_to_interrupts}
+    with subprocess.Popen(command, **options) as running:
+        for _ in range(3):
+            assert "rain" in running.stdout.readline()
+        running.send_signal(signal.SIGINT)
+        _, stderr = running.communicate(timeout=60)
+    assert running.returncode == 130
+    assert stderr == "\nInterrupted: no unfinished file was left.\n"  # ^C stands before the line break
+    made = sorted(os.listdir(tmp_path))
+    assert len(made) >= 3
+    for name in made:
+        assert len(soundfile.read(tmp_path / name)[0]) == RATE
+
+
+@posix
+def test_ctrl_c_while_it_waits_for_prompts(tmp_path):
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [SCRIPT, "--prompts-file", pipe]
+    with (
+        subprocess.Popen(command, cwd=tmp_path, stdout=PIPE, stderr=PIPE, preexec_fn=listen_to_interrupts) as waiting,
+        open(pipe, "wb"),  # returns once the script reads
+    ):
+        waiting.send_signal(signal.SIGINT)
+        _, stderr = waiting.communicate(timeout=60)
+    assert waiting.returncode == 130
+    assert stderr == b"\nInterrupted: no unfinished file was left.\n"
+    assert os.listdir(tmp_path) == ["pipe"]
