@@ -34,10 +34,10 @@ FP16_LIMIT = 65504.0
 
 # (bundle, precision) → worst velocity cosine and relative L2, each with what was measured.
 VELOCITIES = {
-    ("packaged", "fp16"): (0.99998, 1e-2),  # 0.999988, 5.0e-3
+    ("packaged", "fp16"): (0.99996, 1e-2),  # 0.999982, 6.0e-3
     ("packaged at guidance 2", "bf16"): (0.999, 4.5e-2),
-    ("packaged", "int8"): (0.995, 1e-1),
-    ("packaged", "fp8"): (0.995, 1e-1),
+    ("packaged at guidance 2", "int8"): (0.995, 1e-1),
+    ("packaged at guidance 2", "fp8"): (0.995, 1e-1),
     ("debug", "fp16"): (0.99998, 6e-3),  # 0.999997, 2.6e-3
     ("debug", "bf16"): (0.9992, 4e-2),  # 0.99982, 1.9e-2
     ("debug", "int8"): (0.998, 6e-2),
@@ -80,10 +80,11 @@ def test_small_models_are_certified(
     assert f"{len(manifest.graphs)} engines" in build_bundle_engines(tmp_path / "typed", plan, quiet=True)
 
 
-def test_an_error_that_guidance_multiplies_beyond_the_tolerance_is_refused(tmp_path: Path) -> None:
-    """bf16, which repairs nothing, is not enough for the packaged model at its guidance of 5."""
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_an_error_that_guidance_multiplies_beyond_the_tolerance_is_refused(precision: str, tmp_path: Path) -> None:
+    """8 bits are not enough for the packaged model at its guidance of 5, whatever is taken out of them."""
     with pytest.raises(BundleError, match="not certified, nothing was written: denoiser's velocity at timestep "):
-        retyped(PACKAGED, tmp_path / "typed", "bf16")
+        retyped(PACKAGED, tmp_path / "typed", precision)
     assert not (tmp_path / "typed").exists()
 
 
@@ -169,13 +170,13 @@ def test_weights_beyond_fp16_are_repaired(debug_bundle: Path, tmp_path: Path) ->
 
 
 def test_a_dropped_island_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A policy that has lost T5's islands is caught by what it costs: 2.6e-3 in place of 1.0e-3."""
+    """A policy that has lost T5's islands is caught by what it costs: 3.6e-3 in place of 9.7e-4."""
     monkeypatch.setitem(TOLERANCES, "fp16", replace(TOLERANCES["fp16"], graph=2e-3))
     lost = tuple(replace(rule, precision=HALF) if rule.graphs == "text_encoder" else rule for rule in POLICY)
     monkeypatch.setattr(policy, "POLICY", lost)
     monkeypatch.setattr(typed, "SHORT", replace(typed.SHORT, prompts=CORPUS))
     with pytest.raises(
-        BundleError, match=r"not certified, nothing was written: text_encoder\.text_states is off by 2\.6"
+        BundleError, match=r"not certified, nothing was written: text_encoder\.text_states is off by 3\.6"
     ):
         retyped(PACKAGED, tmp_path / "lost", "fp16")
 

@@ -256,6 +256,37 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     assert json.loads((tmp_path / "quality.json").read_text())["answers"]["pairs"]["clips"] == 2
 
 
+def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_judge: None) -> None:
+    monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
+    given = nano.further(1e-9)
+    made = replace(
+        given,
+        scenes=tuple(replace(each, count=2, duration_s=1.0) for each in given.scenes),
+        stages=tuple(
+            replace(each, run=replace(each.run, num_steps=2, batch_size=2, clip_s=0.5)) for each in given.stages
+        ),
+    )
+    start = nano.trained("nano")
+    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5, start=start)
+    before, after = start.dit().state_dict(), open_source(str(tmp_path / "model")).dit().state_dict()
+    moved = [float((after[name] - value).norm() / value.norm()) for name, value in before.items() if value.ndim == 2]
+    assert 0 < max(moved) < 0.1  # two steps of a warm-up from the packaged weights, not from new ones
+    assert start.card is not None
+    history = start.card.read_text(encoding="utf-8")
+    card = (tmp_path / "bundle" / CARD_FILE).read_text(encoding="utf-8")
+    lines = ("| stage3-long |", "| stage2 |", "## How it was made")
+    assert [card.count(line) - history.count(line) for line in lines] == [1, 0, 0]
+    assert history[history.index("    ezaudio-train nano") : history.index("\n## How well")] in card
+
+
+def test_other_models_are_not_trained_further(tmp_path: Path) -> None:
+    fails(
+        runner("ezaudio-train")("nano", str(tmp_path / "run"), "--further", "l"),
+        "'l' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run",
+    )
+    assert not (tmp_path / "run").exists()
+
+
 def test_command_refuses_a_folder_without_recordings(tmp_path: Path) -> None:
     (tmp_path / "none").mkdir()
     fails(

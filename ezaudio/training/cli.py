@@ -208,7 +208,7 @@ def vae(resume_weights: bool, **given: Any) -> None:
 @click.option(
     "--further",
     metavar="nano|FOLDER",
-    help="Begin with a trained model, the packaged one or another run's RUN/model: other scenes, the last stages again.",
+    help="Begin with a trained model, the packaged one or a RUN/model: other scenes, the last stages again.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")

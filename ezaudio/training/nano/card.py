@@ -38,7 +38,7 @@ Weights: MIT, made by this project. Sounds: {sounds}.
 {rows}
 
 Scenes: {scenes}. Captions leave out some pairs of words, such as "a puppy barking", to be asked for afterwards.
-
+{before}
 ## How well it does
 
 Judged by a classifier that was trained on other renderings alone (`benchmarks/nano_quality.py`):
@@ -46,9 +46,21 @@ Judged by a classifier that was trained on other renderings alone (`benchmarks/n
     {report}
 """
 
+BEFORE = """
+### Before that
 
-def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str, report: QualityReport) -> str:
-    """Markdown. `folder` is the run's, whose stages tell their times."""
+"""
+
+
+def model_card(
+    folder: Path,
+    made: Recipe,
+    recordings: Path | None,
+    command: str,
+    report: QualityReport,
+    former: Path | None = None,
+) -> str:
+    """Markdown. `folder` is the run's, whose stages tell their times; `former` is the card of what it began with."""
     rows = [_row(stage.name, folder / stage.name, stage.run.batch_size) for stage in made.stages]
     return TEXT.format(
         parameters=_parameters(folder / "model") / 1e6,
@@ -61,8 +73,15 @@ def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str
         version=__version__,
         rows="\n".join(rows),
         scenes=", ".join(f"{s.count:,} of {s.duration_s:g} s, {s.pairs:.0%} with two sounds" for s in made.scenes),
+        before="" if former is None else BEFORE + _history(former.read_text(encoding="utf-8")),
         report="\n    ".join(told(report)),
     )
+
+
+def _history(card: str) -> str:
+    """How the model of a card was made."""
+    _, _, rest = card.partition("\n## How it was made\n\n")
+    return rest.partition("\n## ")[0]
 
 
 def _row(name: str, run: Path, batch_size: int) -> str:

@@ -18,7 +18,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -194,7 +194,7 @@ def train_nano(
         before = train_stage(folder, source, stage, before, quiet)
     assert before is not None
     put_together(model, source, before)
-    return judge_model(folder, recordings, made, quiet, command, count)
+    return judge_model(folder, recordings, made, quiet, command, count, start and start.card)
 
 
 def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
@@ -249,7 +249,13 @@ def put_together(model: Path, source: ModelSource, last: Path) -> None:
 
 
 def judge_model(
-    folder: Path, recordings: Path | None, made: Recipe, quiet: bool, command: str, count: int
+    folder: Path,
+    recordings: Path | None,
+    made: Recipe,
+    quiet: bool,
+    command: str,
+    count: int,
+    former: Path | None = None,
 ) -> QualityReport:
     """Export in half precision, judge the bundle, and put the model card into model and bundle."""
     from ezaudio.evaluation.figures import confusion_png, examples_png
@@ -270,7 +276,7 @@ def judge_model(
         replace_file(folder / "clips.png", examples_png(report))
         replace_file(folder / "confusion.png", confusion_png(report))
     replace_file(folder / "quality.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-    card = model_card(folder, made, recordings, command, report)
+    card = model_card(folder, made, recordings, command, report, former)
     manifest.with_card(folder / "bundle", card).write(folder / "bundle")
     replace_file(folder / "model" / CARD_FILE, card.encode())
     return report
