@@ -194,7 +194,7 @@ def train_nano(
         before = train_stage(folder, source, stage, before, quiet)
     assert before is not None
     put_together(model, source, before)
-    return judge_model(folder, recordings, made, quiet, command, count, start and start.card)
+    return judge_model(folder, recordings, made, quiet, command, count, None if start is None else start.card)
 
 
 def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
