@@ -84,13 +84,18 @@ def typed_debug_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
-def ezaudio_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Runs `ezaudio-run ARGUMENTS…` in an empty folder, with an empty cache of exported models."""
-    from console import runner
-
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The current folder is an empty one, and so is the cache of exported models."""
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("EZAUDIO_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def ezaudio_run(empty_folder: None) -> Run:
+    """Runs `ezaudio-run ARGUMENTS…` there."""
+    from console import runner
+
     return runner("ezaudio-run")
 
 

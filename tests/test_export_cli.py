@@ -22,11 +22,8 @@ RANDOM = ("--model", "debug", "--random-weights")
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+def run(empty_folder: None) -> Run:
     """Runs `ezaudio-export ARGUMENTS…` in an empty folder, with an empty cache."""
-    (tmp_path / "here").mkdir()
-    monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setenv("EZAUDIO_CACHE", str(tmp_path / "cache"))
     return runner("ezaudio-export")
 
 

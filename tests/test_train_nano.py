@@ -258,7 +258,7 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
 
 def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_judge: None) -> None:
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
-    given = nano.further(1e-9)
+    given = nano.further("nano", 1e-9)
     made = replace(
         given,
         scenes=tuple(replace(each, count=2, duration_s=1.0) for each in given.scenes),
@@ -266,8 +266,9 @@ def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPa
             replace(each, run=replace(each.run, num_steps=2, batch_size=2, clip_s=0.5)) for each in given.stages
         ),
     )
-    start = nano.trained("nano")
-    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5, start=start)
+    start = made.start
+    assert start is not None
+    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5)
     before, after = start.dit().state_dict(), open_source(str(tmp_path / "model")).dit().state_dict()
     moved = [float((after[name] - value).norm() / value.norm()) for name, value in before.items() if value.ndim == 2]
     assert 0 < max(moved) < 0.1  # two steps of a warm-up from the packaged weights, not from new ones

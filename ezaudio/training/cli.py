@@ -229,9 +229,8 @@ def nano(
         torch.set_num_threads(threads)
     given = ["ezaudio-train", "nano", str(folder), *(["--recordings", str(recordings)] if recordings else [])]
     given += [*(["--effort", f"{effort:g}"] if effort != 1 else []), *(["--further", further] if further else [])]
-    start = recipe.trained(further) if further else None
-    made = recipe.further(effort) if further else recipe.recipe(effort)
-    report = recipe.train_nano(folder, recordings, made, quiet, shlex.join(given), start=start)
+    made = recipe.further(further, effort) if further else recipe.recipe(effort)
+    report = recipe.train_nano(folder, recordings, made, quiet, shlex.join(given))
     if not quiet:
         click.echo("\n".join(told(report)))
 

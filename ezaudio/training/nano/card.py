@@ -52,15 +52,9 @@ BEFORE = """
 """
 
 
-def model_card(
-    folder: Path,
-    made: Recipe,
-    recordings: Path | None,
-    command: str,
-    report: QualityReport,
-    former: Path | None = None,
-) -> str:
-    """Markdown. `folder` is the run's, whose stages tell their times; `former` is the card of what it began with."""
+def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str, report: QualityReport) -> str:
+    """Markdown. `folder` is the run's, whose stages tell their times; what it began with is told by its own card."""
+    former = None if made.start is None else made.start.card
     rows = [_row(stage.name, folder / stage.name, stage.run.batch_size) for stage in made.stages]
     return TEXT.format(
         parameters=_parameters(folder / "model") / 1e6,

@@ -82,12 +82,13 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of everything."""
+    """Sizes of everything. `start` is a trained model to begin with; None begins with nothing."""
 
     config: EzAudioConfig
     scenes: tuple[Scenes, ...]
     stages: tuple[Stage, ...]
     name_steps: int = 600
+    start: ModelSource | None = None
 
 
 def recipe(effort: float = 1.0) -> Recipe:
@@ -98,7 +99,7 @@ def recipe(effort: float = 1.0) -> Recipe:
         Scenes("long", 10.0, 1200, 0.5, seed=2),
     )
     stages = (
-        _stage("stage1", scenes[0], effort * 500, 1e-3, 24, partly_masked=STAGES["stage1"].partly_masked),
+        _stage("stage1", scenes[0], effort * 500, 1e-3, 24),
         _stage("stage2", scenes[0], effort * 8_500, 1e-3, 24),
         _stage("stage3-pairs", scenes[1], effort * 7_000, 1e-3, 24),
         _stage("stage3-long", scenes[2], effort * 900, 2e-4, 6),
@@ -106,30 +107,29 @@ def recipe(effort: float = 1.0) -> Recipe:
     return Recipe(preset("nano"), scenes, stages)
 
 
-def further(effort: float = 1.0) -> Recipe:
-    """The last two stages again, on other scenes, for a model that has been through all of them."""
+def further(model: str, effort: float = 1.0) -> Recipe:
+    """The last two stages again, on other scenes, for a model that has been through all of them.
+
+    Raises InputError where `model`, of `open_source`, does not have the packaged model's sizes.
+    """
+    start, config = open_source(model), preset("nano")
+    if (start.config.dit, start.config.vae, start.config.text) != (config.dit, config.vae, config.text):
+        raise InputError(f"'{model}' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run")
     scenes = (Scenes("pairs", 2.5, 20_000, 0.8, seed=3), Scenes("long", 10.0, 1200, 0.7, seed=4))
     stages = (
         _stage("stage3-pairs", scenes[0], effort * 7_000, 1e-3, 24),
         _stage("stage3-long", scenes[1], effort * 900, 2e-4, 6),
     )
-    return Recipe(preset("nano"), scenes, stages)
+    return Recipe(config, scenes, stages, start=start)
 
 
-def trained(model: str) -> ModelSource:
-    """A model to train further. Raises InputError where it is not one of this recipe's."""
-    source, expected = open_source(model), preset("nano")
-    if (source.config.dit, source.config.vae, source.config.text) != (expected.dit, expected.vae, expected.text):
-        raise InputError(f"'{model}' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run")
-    return source
-
-
-def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int, partly_masked: float = 0.1) -> Stage:
+def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int) -> Stage:
     paper, _, _ = name.partition("-")
-    steps = max(1, round(steps))
+    steps, first = max(1, round(steps)), paper == "stage1"
+    partly_masked = STAGES[paper].partly_masked if first else 0.1
     run = RunSettings(
         steps,
-        Schedule(rate, warmup_steps=min(300, steps), fall=None if paper == "stage1" else (steps // 2, steps)),
+        Schedule(rate, warmup_steps=min(300, steps), fall=None if first else (steps // 2, steps)),
         batch_size=batch,
         ema_decay=0.999,
         betas=(0.9, 0.99),
@@ -142,13 +142,7 @@ def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int, partly_
 
 
 def train_nano(
-    folder: Path,
-    recordings: Path | None,
-    made: Recipe,
-    quiet: bool = False,
-    command: str = "",
-    count: int = 3,
-    start: ModelSource | None = None,
+    folder: Path, recordings: Path | None, made: Recipe, quiet: bool = False, command: str = "", count: int = 3
 ) -> QualityReport:
     """What is not trained yet is, step by step; then `folder`/model is put together, exported to bundle and judged.
 
@@ -156,7 +150,6 @@ def train_nano(
         recordings: folder of `ezaudio-data recordings`; None trains on synthesised sounds alone.
         command: for the model card.
         count: clips a kind and wording that are judged.
-        start: of `trained`, to begin with; None begins with nothing.
 
     Raises: InputError when recordings are missing, or the folder was begun with other settings.
     """
@@ -178,10 +171,10 @@ def train_nano(
             )
     model = folder / "model"
     if not (model / "config.json").is_file():
-        if start is None:
+        if made.start is None:
             begin_model(model, folder, made, sounds)
         else:
-            parts = start.dit(), start.vae(), start.text_encoder(), start.tokenizer_files()
+            parts = made.start.dit(), made.start.vae(), made.start.text_encoder(), made.start.tokenizer_files()
             save_folder(model, made.config, *parts)
     source = open_source(str(model))
     for scenes in made.scenes:
@@ -194,7 +187,7 @@ def train_nano(
         before = train_stage(folder, source, stage, before, quiet)
     assert before is not None
     put_together(model, source, before)
-    return judge_model(folder, recordings, made, quiet, command, count, None if start is None else start.card)
+    return judge_model(folder, recordings, made, quiet, command, count)
 
 
 def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
@@ -249,13 +242,7 @@ def put_together(model: Path, source: ModelSource, last: Path) -> None:
 
 
 def judge_model(
-    folder: Path,
-    recordings: Path | None,
-    made: Recipe,
-    quiet: bool,
-    command: str,
-    count: int,
-    former: Path | None = None,
+    folder: Path, recordings: Path | None, made: Recipe, quiet: bool, command: str, count: int
 ) -> QualityReport:
     """Export in half precision, judge the bundle, and put the model card into model and bundle."""
     from ezaudio.evaluation.figures import confusion_png, examples_png
@@ -276,7 +263,7 @@ def judge_model(
         replace_file(folder / "clips.png", examples_png(report))
         replace_file(folder / "confusion.png", confusion_png(report))
     replace_file(folder / "quality.json", (json.dumps(report.to_dict(), indent=2) + "\n").encode())
-    card = model_card(folder, made, recordings, command, report, former)
+    card = model_card(folder, made, recordings, command, report)
     manifest.with_card(folder / "bundle", card).write(folder / "bundle")
     replace_file(folder / "model" / CARD_FILE, card.encode())
     return report
