@@ -22,6 +22,7 @@ product of 1000 × 1024 × 4096, measured in the same run.
 
 from __future__ import annotations
 
+import itertools
 import json
 import tempfile
 from collections import defaultdict
@@ -115,13 +116,17 @@ def main(
 
 @contextmanager
 def profiling(folder: Path) -> Iterator[None]:
-    """Sessions that the runtime opens meanwhile have its own options and write a profile into `folder`."""
+    """Sessions that the runtime opens meanwhile have its own options and write a profile each into `folder`.
+
+    ONNX Runtime adds only the second to a profile's name: two sessions opened within one must differ before that.
+    """
+    number = itertools.count()
 
     class Options(ort.SessionOptions):
         def __init__(self) -> None:
             super().__init__()
             self.enable_profiling = True
-            self.profile_file_prefix = str(folder / "profile")
+            self.profile_file_prefix = str(folder / f"profile{next(number)}")
 
     with mock.patch.object(ort, "SessionOptions", Options):
         yield
