@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride, residual_norm_backward
-from ezaudio.kernels.norm_tiles import forward_tile, vector
+from ezaudio.kernels.norm_tiles import columns, forward_tile, vector
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
@@ -55,7 +55,7 @@ def _residual_norm_fwd_kernel(
 ) -> None:
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
+    column = columns(sum_ptr if KEPT else x_ptr, BLOCK)
     valid = column < WIDTH
     mask = (row < length)[:, None] & valid[None, :]
     offset = (batch * length + row)[:, None] * WIDTH + column[None, :]

@@ -220,14 +220,15 @@ def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]
     are what a warpgroup product needs.
     """
     if dtype == torch.float32:
-        small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_stages": 1}
-        return small | {"num_warps": 8}, small | {"num_warps": 4}
+        small = {"BLOCK_Q": 16, "BLOCK_K": 16, "num_warps": 8, "num_stages": 1}
+        dq = small if target.is_hopper() else small | {"BLOCK_Q": 32, "BLOCK_K": 32}
+        return dq, small | {"num_warps": 4 if tail else 8}
     if tail and target.is_hopper():
         both = {"BLOCK_Q": 64, "BLOCK_K": 64, "num_warps": 4, "num_stages": 3}
         return both, both
-    dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": 4, "num_stages": 3}
-    stages = 3 if target.is_hopper() else 2
-    return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": 8 if tail else 4, "num_stages": stages}
+    warps, stages = 8 if tail else 4, 3 if target.is_hopper() else 2
+    dq = {"BLOCK_Q": 64, "BLOCK_K": 32, "num_warps": warps, "num_stages": 3}
+    return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": warps, "num_stages": stages}
 
 
 @torch.library.custom_op(

@@ -52,6 +52,19 @@ def rows_per_program(batch: int, length: int, tile: dict[str, int]) -> int:
 
 
 @triton.jit
+def columns(
+    pointer: tl.pointer_type,  # of the widest type among the tiles of a program
+    BLOCK: tl.constexpr,
+) -> tl.tensor:
+    """0 to BLOCK − 1, of which a thread takes as many in a row as 16 bytes hold of that type.
+
+    Left to itself a thread takes 8 of what it reads, for the halves, and 4 of float32 that it writes: between the two
+    orders every value would go through shared memory, at two barriers for each part of it.
+    """
+    return tl.max_contiguous(tl.arange(0, BLOCK), 128 // pointer.dtype.element_ty.primitive_bitwidth)
+
+
+@triton.jit
 def vector(
     pointer: tl.pointer_type,  # (BLOCK,)
     column: tl.tensor,  # (BLOCK,)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride
 from ezaudio.kernels.norm_gradient import added, levelled, slanted, sum_pair, sum_pieces
-from ezaudio.kernels.norm_tiles import backward_tile, forward_tile, rows_per_program, vector
+from ezaudio.kernels.norm_tiles import backward_tile, columns, forward_tile, rows_per_program, vector
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
@@ -71,7 +71,7 @@ def _skip_norm_fwd_kernel(
 ) -> None:
     batch = tl.program_id(1).to(tl.int64)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    column = tl.arange(0, BLOCK)
+    column = columns(x_ptr, BLOCK)
     valid = column < WIDTH
     mask = (row < length)[:, None] & valid[None, :]
     token = (batch * length + row)[:, None] * WIDTH

@@ -21,7 +21,7 @@ BANDWIDTH_BOUND = {
     f"_{name}_{way}_kernel" for name in ("residual_norm", "skip_norm", "geglu") for way in ("fwd", "bwd")
 }
 FORWARD_NORMS = ("_residual_norm_fwd_kernel", "_skip_norm_fwd_kernel")
-BARRIERS = 5  # of the two sums over a row that several warps share; a vector through shared memory takes more
+BARRIERS = 5  # of the two sums over a row that several warps share; what changes its order of columns takes more
 
 
 # Of the attention that ptxas 12.8 compiled wrongly: where UR30 should start from UR8.
@@ -74,10 +74,9 @@ def test_kernels_compile(capability: int, tmp_path: Path) -> None:
         assert row["atomics"] == 0, row
         assert not row["unset"], row
         if row["kernel"] in BANDWIDTH_BOUND:
-            assert row["scalar_loads"] == narrow_loads(**row["constants"]), row  # every other load is of 16 bytes
+            assert row["scalar_loads"] == narrow_loads(**row["constants"]), row  # every other load is of 8 or 16 bytes
         if row["kernel"] in FORWARD_NORMS:
-            assert row["num_warps"] > 1 or not row["barriers"], row
-            assert row["barriers"] <= BARRIERS or not row["constants"]["TRAINED"], row
+            assert row["barriers"] <= (BARRIERS if row["num_warps"] > 1 else 0), row
         if row["kernel"] in PRODUCTS and ("*bf16" in row["dtypes"] or "*fp16" in row["dtypes"]):
             # on sm_90 the warpgroup products of Hopper, elsewhere those of a warp
             assert row["wgmma" if capability == 90 else "mma"] > 0, row
