@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -229,7 +230,9 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
     # Stopped in the second stage, of which there is a checkpoint.
     second = replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1))
-    nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True, count=5)
+    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+        stopped.setattr(nano, "put_together", Mock(side_effect=KeyboardInterrupt))
+        nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True)
     (tmp_path / "stage2" / "dit.safetensors").unlink()
     nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5)
     source = open_source(str(tmp_path / "model"))
