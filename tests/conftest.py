@@ -4,6 +4,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     from console import Run
 
     from ezaudio.checkpoints import ModelSource
+    from ezaudio.runtime.engines.library import Library
+    from ezaudio.runtime.engines.store import Engine, EngineStore
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # one process a core, so one thread a process, in torch and in what tests start
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -81,6 +84,43 @@ def typed_debug_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFact
         if not (shared / "debug-typed").exists():
             typed.retyped(debug_bundle, shared / "debug-typed", "fp16")
     return shared / "debug-typed"
+
+
+@pytest.fixture
+def engine_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder of engines for all processes of this run, so that none is built twice. The cache lies in it."""
+    folder = _shared_folder(tmp_path_factory) / "built-engines"
+    monkeypatch.setenv("EZAUDIO_CACHE", str(folder / "cache"))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def library() -> Library:
+    from ezaudio.runtime.engines.library import open_library
+
+    return open_library("tensorrt-rtx")
+
+
+@pytest.fixture(scope="session")
+def engine_store(debug_bundle: Path, library: Library) -> EngineStore:
+    """Of the debug bundle."""
+    from ezaudio.runtime.engines.store import EngineStore
+    from ezaudio.runtime.manifest import read_manifest
+
+    return EngineStore(debug_bundle, read_manifest(debug_bundle, verify=False), library)
+
+
+@pytest.fixture
+def small_engine(engine_store: EngineStore, engine_cache: Path, tmp_path: Path) -> Engine:
+    """A small real engine, for 8.9, in a folder that the test may damage."""
+    from engine_cases import build
+
+    from ezaudio.runtime.engines.builder import Options
+
+    engine, _ = build(engine_store, "frame_bias", engine_cache / "small", Options(("8.9",)))
+    for path in (engine.path, engine.path.with_suffix(".json")):
+        shutil.copy(path, tmp_path)
+    return replace(engine, path=tmp_path / engine.path.name)
 
 
 @pytest.fixture

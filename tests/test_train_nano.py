@@ -230,9 +230,11 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
     # Stopped in the second stage, of which there is a checkpoint.
     second = replace(made.stages[1], run=replace(made.stages[1].run, num_steps=1))
-    with monkeypatch.context() as stopped, pytest.raises(KeyboardInterrupt):
+    begun = replace(made, stages=(made.stages[0], second))
+    with monkeypatch.context() as stopped:
         stopped.setattr(nano, "put_together", Mock(side_effect=KeyboardInterrupt))
-        nano.train_nano(tmp_path, None, replace(made, stages=(made.stages[0], second)), quiet=True)
+        with pytest.raises(KeyboardInterrupt):
+            nano.train_nano(tmp_path, None, begun, quiet=True)
     (tmp_path / "stage2" / "dit.safetensors").unlink()
     nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5)
     source = open_source(str(tmp_path / "model"))
