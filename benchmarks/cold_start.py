@@ -18,7 +18,8 @@ import tempfile
 from pathlib import Path
 
 import click
-from measure import hardware_line, interleave, rounds_option, save_option, spread, told, write_row
+from measure import hardware_line, rounds_option, save_option, write_row
+from timing import interleave, spread, told
 
 HEAVY = ("torch", "transformers")
 IMPORTS = "import ezaudio.runtime"

@@ -14,9 +14,11 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
-from measure import hardware_line, save_option, spread, told, write_row
+from measure import hardware_line, save_option, write_row
+from timing import spread, told
 
 PYTHON_SIDE = """
 import hashlib, sys, time
@@ -67,7 +69,7 @@ def main(
         raise click.ClickException("the samples differ between the languages or runs: nothing is told")
     seconds = {side: [statistics.median(row[0] for row in pair[side]) for pair in rows] for side in ("python", "cpp")}
     manifest = read_manifest(folder, verify=False)
-    result = {
+    result: dict[str, Any] = {
         "benchmark": "cpp",
         "model": manifest.config.name,
         "precision": manifest.precision,

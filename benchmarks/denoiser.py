@@ -36,7 +36,7 @@ from unittest import mock
 import click
 import measure as shared
 import onnxruntime as ort
-from measure import hardware_line, interleave, require, rounds_option, save_option, told, write_row
+from measure import hardware_line, require, rounds_option, save_option, write_row
 from models import (
     MAX_RELATIVE_L2,
     MIN_COSINE,
@@ -48,6 +48,7 @@ from models import (
     start_latents,
     worst,
 )
+from timing import interleave, told
 
 PROFILED_STEPS = 3
 INTEGER_PRODUCTS = ("DynamicQuantizeMatMul", "MatMulInteger", "MatMulIntegerToFloat", "QGemm", "QLinearMatMul")
@@ -164,7 +165,7 @@ def summary(events: list[dict[str, Any]], floor: dict[str, float]) -> dict[str, 
             key = (name, f"{x} → {output}", 2 * prod(output) * inner)
             shapes[key].append(seconds)
     total = sum(run["dur"] for run in runs) / 1e6 / len(runs)
-    products = []
+    products: list[dict[str, Any]] = []
     for (name, shape, work), times in sorted(shapes.items(), key=lambda item: -sum(item[1])):
         count = len(times) // len(runs)
         rate = work * count / sum(times) / 1e9

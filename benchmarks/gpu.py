@@ -258,8 +258,10 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
         facts = outcome.facts or facts
         made = [r for r in outcome.rows if r["goal"] in only]
         found = {(r["goal"], r["model"], r["what"]) for r in made}
-        why = {"reason": outcome.reason or "the section made no row", "failed": not outcome.late}
-        made += [row(*plan, **why) | facts for plan in planned(section, only) if plan not in found]
+        reason, failed = outcome.reason or "the section made no row", not outcome.late
+        made += [
+            row(*plan, reason=reason, failed=failed) | facts for plan in planned(section, only) if plan not in found
+        ]
         save(made, arguments.output)
         rows += made
     return rows, facts

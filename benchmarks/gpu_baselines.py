@@ -250,7 +250,7 @@ def training(rig: Rig, model: str, emit: Emit) -> None:
     """G9: a step of AdamW under bf16 autocast; the same model takes each path in turn."""
     config = preset(model)
     dit = random_dit(config, rig).requires_grad_(True).train()
-    optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, **({"fused": True} if rig.measures else {}))
+    optimizer = torch.optim.AdamW(dit.parameters(), LEARNING_RATE, fused=rig.measures or None)
     batch = training_batch(rig, config)
     if rig.prepares:  # the other sides have nothing to compile
         training_loss(rig, dit, dit, batch, fused=True).backward()

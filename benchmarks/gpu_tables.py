@@ -10,7 +10,8 @@ SDPA = "compiled + SDPA "  # begins the rivals that are told by their fastest
 
 def gpu_goals(results: Results) -> list[str]:
     """Every row that a whole run of gpu.py makes: its newest figure, and what it was measured on."""
-    rows, machines = [], {}
+    rows = []
+    machines: dict[str, None] = {}
     for goal, model, what in PLAN:
         row = results.newest("gpu", goal=goal, model=model, what=what)
         figure = NOT_MEASURED
@@ -31,7 +32,8 @@ def gpu_goals(results: Results) -> list[str]:
 
 def kernel_rivals(results: Results) -> list[str]:
     """What each pass of a kernel has to move and compute, and times of the others in those of the fused operator."""
-    lines, machines = [], {}
+    lines = []
+    machines: dict[str, None] = {}
     for model, operator in KERNELS:
         floors = kernel_floor(operator, sizes_of(model))
         for index, direction in enumerate(PASSES[:1] if operator == "sampler step" else PASSES):

@@ -76,7 +76,7 @@ class Worker:
 
     def answer(self) -> dict[str, Any]:
         try:
-            return self.child.recv()  # type: ignore[no-any-return]
+            return self.child.recv()
         except EOFError:
             self.process.join()
             return {"problem": f"its process ended with status {self.process.exitcode}"}

@@ -14,8 +14,6 @@ from typing import Any
 
 import click
 from timing import MIN_ROUNDS, interleave
-from timing import spread as spread  # what else the benchmarks take from here
-from timing import told as told
 
 from ezaudio.runtime.machine import cores, lines, processor
 

@@ -127,7 +127,7 @@ class Bundle:
         def run() -> Float32:
             cross = self.sessions.run("conditioner", text_states=states)
             modulation = self.sessions.run("modulation", timesteps=np.array([timestep], np.int64))
-            inputs["frame_bias"] = self.sessions.run("frame_bias", **given)["frame_bias"]  # type: ignore[arg-type]
+            inputs["frame_bias"] = self.sessions.run("frame_bias", **given)["frame_bias"]
             inputs.update({name: rows[0] for name, rows in modulation.items()})
             inputs.update(cross_keys=cross["cross_keys"], cross_values=cross["cross_values"], context_mask=mask)
             return self.sessions.run(point.graph, **inputs)["next_latents"]  # type: ignore[return-value]

@@ -31,7 +31,7 @@ import click
 import numpy as np
 import torch
 from elsewhere import BundleDecoder, Elsewhere, decoded
-from measure import cores, hardware_line, interleave, require, rounds_option, save_option, spread, told, write_row
+from measure import hardware_line, require, rounds_option, save_option, write_row
 from models import (
     MAX_RELATIVE_L2,
     MIN_COSINE,
@@ -47,10 +47,11 @@ from models import (
 )
 from official_code import OfficialSide
 from plain import PlainStep
-from timing import Timing
+from timing import Timing, interleave, spread, told
 
 from ezaudio.checkpoints import ModelSource
 from ezaudio.runtime import TextToAudio
+from ezaudio.runtime.machine import cores
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.measures import measure
 

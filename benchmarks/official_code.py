@@ -13,7 +13,7 @@ from contextlib import redirect_stdout
 from importlib.machinery import ModuleSpec
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import click
 import torch
@@ -43,10 +43,9 @@ UNUSED = (
 class _Empty(ModuleType):
     """Has any name, each a class that does nothing."""
 
-    __path__: ClassVar[list[str]] = []
-
     def __init__(self, name: str) -> None:
         super().__init__(name)
+        self.__path__ = []  # a package
         self.__spec__ = ModuleSpec(name, None)  # others look whether the package is there
 
     def __getattr__(self, name: str) -> Any:
@@ -151,9 +150,9 @@ class OfficialSide:
     """A checkout with the weights of a bundle, for a process of its own: see `elsewhere`."""
 
     def __init__(self, checkout: Path, bundle: Path) -> None:
-        from measure import cores
         from models import source_of
 
+        from ezaudio.runtime.machine import cores
         from ezaudio.runtime.manifest import read_manifest
 
         torch.set_num_threads(cores())

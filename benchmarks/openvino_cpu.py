@@ -22,7 +22,8 @@ from typing import Any
 
 import click
 import numpy as np
-from sampling import processor
+
+from ezaudio.runtime.machine import processor
 
 TOLERANCES = {"f32": 1e-4, "bf16": 5e-2}
 

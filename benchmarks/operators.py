@@ -6,7 +6,7 @@ timed in turn with a cold second-level cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -55,7 +55,7 @@ class Case:
     name: str
     plain: Operator
     fused: Operator
-    shapes: dict[str, tuple[int, ...]]
+    shapes: Mapping[str, tuple[int, ...]]
     moved: tuple[int, int]
     flops: tuple[int, int]
     rivals: dict[str, Operator]
@@ -133,7 +133,7 @@ def attention_cases(sizes: Sizes, rig: Rig) -> list[Case]:
     def flex(q: Tensor, k: Tensor, v: Tensor, norm_q: Any, norm_k: Any, rope: Any, key_mask: Tensor | None) -> Tensor:
         from torch.nn.attention.flex_attention import flex_attention
 
-        q, k = (F.layer_norm(x, (head,), *norm, ops.NORM_EPS) for x, norm in ((q, norm_q), (k, norm_k)))
+        q, k = (F.layer_norm(x, (head,), norm[0], norm[1], ops.NORM_EPS) for x, norm in ((q, norm_q), (k, norm_k)))
         if rope is not None:
             q, k = ops.apply_rope(q, *rope), ops.apply_rope(k, *rope)
         keep = None
@@ -142,12 +142,13 @@ def attention_cases(sizes: Sizes, rig: Rig) -> list[Case]:
             def keep(score: Tensor, b: Tensor, h: Tensor, i: Tensor, j: Tensor) -> Tensor:
                 return torch.where(key_mask[b, j], score, -float("inf"))
 
-        return flex_attention(q, k, v, score_mod=keep).transpose(1, 2).flatten(2)  # type: ignore[union-attr, return-value]
+        return flex_attention(q, k, v, score_mod=keep).transpose(1, 2).flatten(2)
 
     cases = []
     for name, keys in (("self-attention", frames), ("cross-attention", sizes.tokens)):
         own = name == "self-attention"
-        shapes = {"q": (batch, frames, width), "k": (batch, keys, width), "v": (batch, keys, width)}
+        shapes: dict[str, tuple[int, ...]] = {"q": (batch, frames, width)}
+        shapes |= dict.fromkeys("kv", (batch, keys, width))
         shapes |= {f"{side}_{part}": (head,) for side in "qk" for part in ("weight", "bias")}
         rivals: dict[str, Operator] = {
             f"compiled + SDPA {label}": torch.compile(partial(call, partial(with_backend, backend), own), **compiler)

@@ -52,7 +52,8 @@ class PlainStep:
         inputs = {**self._inputs, "timesteps": np.array([0, 0])}
         names = ("latents", "timesteps", "text", "mask")
         logging.disable(logging.WARNING)  # the tracer's notes on packages that are not installed
-        with warnings.catch_warnings(action="ignore"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             torch.onnx.export(
                 _Network(source.dit()).eval(),
                 tuple(torch.from_numpy(inputs[name].copy()) for name in names),

@@ -16,7 +16,8 @@ from typing import Any
 
 import click
 import numpy as np
-from measure import hardware_line, interleave, rounds_option, save_option, told, write_row
+from measure import hardware_line, rounds_option, save_option, write_row
+from timing import interleave, told
 
 from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
 

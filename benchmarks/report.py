@@ -15,8 +15,9 @@ import click
 from chart import Bar, draw
 from cpu_goals import DURATION_S, MODELS, cpu_goals
 from gpu_tables import gpu_goals, kernel_rivals
-from measure import RESULTS, spread
+from measure import RESULTS
 from rows import NOT_MEASURED, Results, Row, median, number, span, table, where
+from timing import spread
 
 ROOT = Path(__file__).resolve().parents[1]
 BEGIN, END = "<!-- performance -->", "<!-- /performance -->"
@@ -42,7 +43,7 @@ def readme_section(results: Results) -> list[str]:
             ratio = "1" if side == "official fp32" else _ratio(step, side)
             cases = ["official"] if code.startswith("official") else ["usual", "low_memory"] if code == "this" else []
             found = [results.newest("memory", case=case, model=model, precision=precision) for case in cases]
-            memory = [number(row and row["peak_memory_mib"], "MiB") for row in found]
+            memory = [number(row["peak_memory_mib"] if row else None, "MiB") for row in found]
             decoded = "" if side == "plain fp32" else number(median(decode, side), "s")
             cells = [number(median(step, side), "s"), ratio, decoded, " / ".join(dict.fromkeys(memory))]
             rows.append([model.upper(), code, precision, *cells])
@@ -238,7 +239,7 @@ def bars(results: Results) -> list[Bar]:
         Bar("plain ONNX Runtime, fp32", factor("official fp32", "plain fp32")),
         Bar("hoists and fusions, fp32", factor("plain fp32", "ours fp32")),
         Bar("int8", factor("ours fp32", "ours int8")),
-        Bar("preset fast, whole clips", preset and preset["official_over_preset"]["median"]),
+        Bar("preset fast, whole clips", preset["official_over_preset"]["median"] if preset else None),
     ]
 
 

@@ -28,19 +28,8 @@ from pathlib import Path
 from typing import Any
 
 import click
-from measure import (
-    hardware_line,
-    interleave,
-    peak_memory_mib,
-    processor,
-    rounds_option,
-    save_option,
-    spread,
-    told,
-    write_row,
-)
-
-__all__ = ["processor"]
+from measure import hardware_line, peak_memory_mib, rounds_option, save_option, write_row
+from timing import interleave, spread, told
 
 MAX_DIFFERENCE = 0.05
 PROMPT = "dog barking"
@@ -164,7 +153,8 @@ def main(
     model = TextToAudio(bundle, precision=precision, threads=threads, backend=backend)
     opened = time.perf_counter() - start
     difference = None if model.backend == "onnxruntime" else parity(model, bundle, precision)
-    title = {"benchmark": "sampling", "model": model.model, "precision": model.precision, "backend": model.backend}
+    title: dict[str, Any] = {"benchmark": "sampling", "model": model.model, "backend": model.backend}
+    title["precision"] = model.precision
     title |= {"origin": model.manifest.origin, "duration_s": duration, "relative_difference_to_cpu": difference}
     print(f"{model.model} {model.precision}, {model.backend}, {duration:g} s; {hardware_line()}")
     named = preset or against

@@ -6,7 +6,7 @@ import gc
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -49,7 +49,7 @@ class Timing:
         }
 
 
-def interleave(sides: dict[str, Callable[[], object]], rounds: int) -> Timing:
+def interleave(sides: Mapping[str, Callable[[], object]], rounds: int) -> Timing:
     """Run the sides in turn, so that whatever else the machine does meets all alike."""
     seconds: dict[str, list[float]] = {side: [] for side in sides}
     gc.collect()

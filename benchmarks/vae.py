@@ -18,20 +18,12 @@ from typing import Any
 
 import click
 import numpy as np
-from measure import (
-    cores,
-    hardware_line,
-    in_child,
-    interleave,
-    require,
-    rounds_option,
-    save_option,
-    told,
-    write_row,
-)
+from measure import hardware_line, in_child, require, rounds_option, save_option, write_row
 from models import MAX_RELATIVE_L2, MIN_COSINE, Bundle, find_bundle, source_of, start_latents
+from timing import interleave, told
 
 from ezaudio.runtime.decoding import decode_chunks
+from ezaudio.runtime.machine import cores
 from ezaudio.runtime.measures import measure
 
 PYTORCH, OFFICIAL = "pytorch", "official"
