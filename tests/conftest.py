@@ -96,6 +96,7 @@ def engine_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.M
 
 @pytest.fixture(scope="session")
 def library() -> Library:
+    """TensorRT-RTX, which builds engines without a GPU."""
     from ezaudio.runtime.engines.library import open_library
 
     return open_library("tensorrt-rtx")

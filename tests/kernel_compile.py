@@ -268,7 +268,6 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
     with redirect_stdout(io.StringIO()) as report:  # where Triton prints what ptxas says of registers and spills
         compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
     ptx, usage = compiled.asm["ptx"], report.getvalue()
-    wgmma = ptx.count("wgmma.mma_async")
     return {
         "kernel": kernel.__name__,
         "constants": {name: value for name, value in constants.items() if value is not None},
@@ -277,10 +276,10 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "registers": int(re.findall(r"Used (\d+) registers", usage)[0]),
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", usage))),
         "shared_bytes": compiled.metadata.shared,
-        "wgmma": wgmma,
+        "wgmma": ptx.count("wgmma.mma_async"),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
-        "unset": unset_registers(disassembled(compiled.asm["cubin"])) if wgmma else [],
+        "unset": unset_registers(disassembled(compiled.asm["cubin"])) if capability == 90 else [],
         "atomics": len(re.findall(r"\b(?:atom|red)\.", ptx)),
         "barriers": len(re.findall(r"\b(?:bar|barrier)(?:\.cta)?\.sync\b", ptx)),
     }

@@ -11,17 +11,16 @@ from pathlib import Path
 
 import pytest
 from console import answers_at_once_and_teaches, fails, imports_none_of, runner
+from engine_cases import no_gpu
 
 from ezaudio.runtime.backends import AUTO_ORDER, BACKENDS, Problem, Status, choose_backend, pick, survey
 from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.errors import InputError, MissingExtraError
-from ezaudio.runtime.gpu import Gpu, find_gpu
 from ezaudio.runtime.manifest import Manifest, read_manifest
 from ezaudio.runtime.text_to_audio import TextToAudio
 
 SCRIPT = Path(sys.executable).with_name("ezaudio-doctor")
 
-no_gpu = pytest.mark.skipif(isinstance(find_gpu(), Gpu), reason="says what happens without a GPU")
 has_cuda_bindings = pytest.mark.skipif(
     find_spec("cuda") is None, reason="cuda-bindings has no wheels for this platform"
 )
