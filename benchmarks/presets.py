@@ -19,7 +19,7 @@ import numpy as np
 from measure import hardware_line, rounds_option, save_option, write_row
 from timing import interleave, told
 
-from ezaudio.training.nano.vocabulary import KINDS, seen_prompts
+from ezaudio.training.nano.vocabulary import KINDS, PROMPT_SEED, seen_prompts
 
 PATH = click.Path(path_type=Path)
 
@@ -28,7 +28,7 @@ def named_right(model: Any, judge: Any, preset: str | None, count: int, name: st
     """Share of the preset's clips, `count` of each kind, that the judge names right; `name` is for the progress bar."""
     from ezaudio.evaluation.judge_training import heard
     from ezaudio.evaluation.progress import bars
-    from ezaudio.evaluation.report import PROMPT_SEED, USUAL
+    from ezaudio.evaluation.report import USUAL
 
     right, prompts = [], seen_prompts(count, PROMPT_SEED)
     with bars() as progress:

@@ -12,8 +12,8 @@ from ezaudio.data.synthesis.primitives import Audio, normalize, samples
 from ezaudio.data.synthesis.scenes import render_scene, solo
 from ezaudio.training.nano.vocabulary import style_of
 
-# Training draws from seeds of one digit. What the judge learns, what it is checked on, and what models are compared
-# with must not meet either.
+# Training draws from seeds below PROMPT_SEED. What the judge learns, what it is checked on, and what models are
+# compared with must not meet either.
 LEARNT_SEED, CHECKED_SEED, COMPARED_SEED = 1_000_000, 2_000_000, 3_000_000
 CLIP_S = 5.0
 

@@ -24,6 +24,7 @@ from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.text_to_audio import TextToAudio
 from ezaudio.training.nano.vocabulary import (
     KINDS,
+    PROMPT_SEED,
     Prompt,
     known_sounds,
     pair_prompts,
@@ -35,7 +36,6 @@ GOALS = {"seen": 0.9, "unseen": 0.8, "pairs": 0.7}
 TITLES = {"seen": "seen captions", "unseen": "unseen wordings", "pairs": "two sounds, both"}
 USUAL = {"duration_s": 5.0, "guidance_scale": 5.0, "guidance_rescale": 0.75}
 NUM_STEPS = 25  # unless a preset says
-PROMPT_SEED = 1000  # training draws its captions from seeds of one digit
 TOLD_KINDS = 12
 
 

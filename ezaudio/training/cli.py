@@ -210,10 +210,23 @@ def vae(resume_weights: bool, **given: Any) -> None:
     metavar="nano|FOLDER",
     help="Begin with a trained model, the packaged one or a RUN/model: other scenes, the last stages again.",
 )
+@click.option(
+    "--seed",
+    type=click.IntRange(min=0),
+    default=0,
+    show_default=True,
+    help="Of scenes and noise: another one each time that a model is trained further.",
+)
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
 @click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
 def nano(
-    folder: Path, recordings: Path | None, effort: float, further: str | None, threads: int | None, quiet: bool
+    folder: Path,
+    recordings: Path | None,
+    effort: float,
+    further: str | None,
+    seed: int,
+    threads: int | None,
+    quiet: bool,
 ) -> None:
     """Scenes, autoencoder, text encoder and the three stages of the model in the package; goes on where it stopped.
 
@@ -229,7 +242,8 @@ def nano(
         torch.set_num_threads(threads)
     given = ["ezaudio-train", "nano", str(folder), *(["--recordings", str(recordings)] if recordings else [])]
     given += [*(["--effort", f"{effort:g}"] if effort != 1 else []), *(["--further", further] if further else [])]
-    made = recipe.further(further, effort) if further else recipe.recipe(effort)
+    given += ["--seed", str(seed)] if seed else []
+    made = recipe.further(further, effort, seed) if further else recipe.recipe(effort, seed)
     report = recipe.train_nano(folder, recordings, made, quiet, shlex.join(given))
     if not quiet:
         click.echo("\n".join(told(report)))

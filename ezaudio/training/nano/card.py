@@ -31,7 +31,7 @@ Weights: MIT, made by this project. Sounds: {sounds}.
 
     {command}
 
-{hardware}; torch {torch}, ezaudio {version}. Seed 0.
+{hardware}; torch {torch}, ezaudio {version}. Seed {seed}.
 
 | | steps | clips a step | learning rate | hours |
 |---|---|---|---|---|
@@ -65,6 +65,7 @@ def model_card(folder: Path, made: Recipe, recordings: Path | None, command: str
         hardware=torch.cuda.get_device_name() if torch.cuda.is_available() else processor(),
         torch=torch.__version__,
         version=__version__,
+        seed=made.seed,
         rows="\n".join(rows),
         scenes=", ".join(f"{s.count:,} of {s.duration_s:g} s, {s.pairs:.0%} with two sounds" for s in made.scenes),
         before="" if former is None else BEFORE + _history(former.read_text(encoding="utf-8")),

@@ -43,7 +43,7 @@ from ezaudio.training.encoders import Encoders
 from ezaudio.training.latent_diffusion import LatentDiffusionTask, TextAndDiffusionTask, start_cross_attention
 from ezaudio.training.nano.autoencoder import start_as_lapped_transform
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
-from ezaudio.training.nano.vocabulary import style_of, taught_sounds
+from ezaudio.training.nano.vocabulary import PROMPT_SEED, style_of, taught_sounds
 from ezaudio.training.settings import STAGES, DiffusionStage, RunSettings, Schedule
 from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
@@ -56,6 +56,8 @@ if TYPE_CHECKING:
 
 PROMPTS = ("dog barking", "a puppy barking while rain falls", "church bell tolling", "piano playing")
 HIGH_NOISE = 0.55
+SCENE_SETS = 5  # seeds of scenes that a seed of a recipe takes, from nothing and further
+MAX_SEED = PROMPT_SEED // SCENE_SETS - 1
 ENCODED_AT_ONCE = 2  # on a CPU larger batches take twice as long, for page faults
 
 
@@ -82,48 +84,60 @@ class Stage:
 
 @dataclass(frozen=True, slots=True)
 class Recipe:
-    """Sizes of everything. `start` is a trained model to begin with; None begins with nothing."""
+    """Sizes of everything. `start` is a trained model to begin with; None begins with nothing. `seed`: of all draws."""
 
     config: EzAudioConfig
     scenes: tuple[Scenes, ...]
     stages: tuple[Stage, ...]
+    seed: int = 0
     name_steps: int = 600
     start: ModelSource | None = None
 
 
-def recipe(effort: float = 1.0) -> Recipe:
-    """The packaged model's, from nothing. effort: multiplies the steps of all stages."""
+def recipe(effort: float = 1.0, seed: int = 0) -> Recipe:
+    """The packaged model's, from nothing. effort: multiplies the steps of all stages.
+
+    Raises InputError where `seed` is not in 0 to MAX_SEED.
+    """
+    first = _first_scenes(seed)
     scenes = (
-        Scenes("short", 2.5, 10_000, 0.35, seed=0),
-        Scenes("pairs", 2.5, 16_000, 0.7, seed=1),
-        Scenes("long", 10.0, 1200, 0.5, seed=2),
+        Scenes("short", 2.5, 10_000, 0.35, first),
+        Scenes("pairs", 2.5, 16_000, 0.7, first + 1),
+        Scenes("long", 10.0, 1200, 0.5, first + 2),
     )
     stages = (
-        _stage("stage1", scenes[0], effort * 500, 1e-3, 24),
-        _stage("stage2", scenes[0], effort * 8_500, 1e-3, 24),
-        _stage("stage3-pairs", scenes[1], effort * 7_000, 1e-3, 24),
-        _stage("stage3-long", scenes[2], effort * 900, 2e-4, 6),
+        _stage("stage1", scenes[0], effort * 500, 1e-3, 24, seed),
+        _stage("stage2", scenes[0], effort * 8_500, 1e-3, 24, seed),
+        _stage("stage3-pairs", scenes[1], effort * 7_000, 1e-3, 24, seed),
+        _stage("stage3-long", scenes[2], effort * 900, 2e-4, 6, seed),
     )
-    return Recipe(preset("nano"), scenes, stages)
+    return Recipe(preset("nano"), scenes, stages, seed)
 
 
-def further(model: str, effort: float = 1.0) -> Recipe:
-    """The last two stages again, on other scenes, for a model that has been through all of them.
+def further(model: str, effort: float = 1.0, seed: int = 0) -> Recipe:
+    """The last two stages again for a model that has been through all of them, on scenes that no other seed draws.
 
-    Raises InputError where `model`, of `open_source`, does not have the packaged model's sizes.
+    Raises InputError where `model`, of `open_source`, does not have the packaged model's sizes, or for a wrong seed.
     """
     start, config = open_source(model), preset("nano")
     if (start.config.dit, start.config.vae, start.config.text) != (config.dit, config.vae, config.text):
         raise InputError(f"'{model}' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run")
-    scenes = (Scenes("pairs", 2.5, 20_000, 0.8, seed=3), Scenes("long", 10.0, 1200, 0.7, seed=4))
+    first = _first_scenes(seed) + 3
+    scenes = (Scenes("pairs", 2.5, 20_000, 0.8, first), Scenes("long", 10.0, 1200, 0.7, first + 1))
     stages = (
-        _stage("stage3-pairs", scenes[0], effort * 7_000, 1e-3, 24),
-        _stage("stage3-long", scenes[1], effort * 900, 2e-4, 6),
+        _stage("stage3-pairs", scenes[0], effort * 7_000, 1e-3, 24, seed),
+        _stage("stage3-long", scenes[1], effort * 900, 2e-4, 6, seed),
     )
-    return Recipe(config, scenes, stages, start=start)
+    return Recipe(config, scenes, stages, seed, start=start)
 
 
-def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int) -> Stage:
+def _first_scenes(seed: int) -> int:
+    if not 0 <= seed <= MAX_SEED:
+        raise InputError(f"seed: expected 0 to {MAX_SEED}, got {seed}")
+    return SCENE_SETS * seed
+
+
+def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int, seed: int) -> Stage:
     paper, _, _ = name.partition("-")
     steps, first = max(1, round(steps)), paper == "stage1"
     partly_masked = STAGES[paper].partly_masked if first else 0.1
@@ -137,6 +151,7 @@ def _stage(name: str, of: Scenes, steps: float, rate: float, batch: int) -> Stag
         clip_s=of.duration_s,
         save_every=500,
         sample_every=3000,
+        seed=seed,
     )
     return Stage(name, replace(STAGES[paper], high_noise=HIGH_NOISE, partly_masked=partly_masked), run, of.name)
 
@@ -193,7 +208,7 @@ def train_nano(
 def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) -> None:
     """The model as it is before any stage: the autoencoder set by formula, a text encoder that names sounds."""
     config = made.config
-    torch.manual_seed(0)
+    torch.manual_seed(made.seed)
     tokenizer = write_tokenizer(folder / "tokenizer", config.text.vocab_size)
     vae = AutoencoderOobleck(config.vae)
     start_as_lapped_transform(vae, _clips(sounds, 120 * config.vae.hop))
@@ -204,7 +219,7 @@ def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) ->
         for row in read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl").rows
     ]
     teach_names(text_encoder, tokenizer, captions, made.name_steps)
-    dit = start_as_pass_through(MaskDiT(config.dit), torch.Generator().manual_seed(0))
+    dit = start_as_pass_through(MaskDiT(config.dit), torch.Generator().manual_seed(made.seed))
     files = {name: folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")}
     save_folder(model, config, dit, vae, text_encoder, files)
 

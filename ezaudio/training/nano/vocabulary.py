@@ -21,6 +21,7 @@ KINDS = (
     "knocking", "gunshot", "breaking glass", "hammering", "drill", "whistling", "heartbeat", "footsteps", "applause",
     "typing", "laughter", "crying baby", "piano", "guitar", "drum kit", "beep", "telephone", "static",
 )  # fmt: skip
+PROMPT_SEED = 1000  # prompts to be judged are drawn from here on, what is trained on before
 # Sounds that go on, near and not in a room: what a small model has to learn is the sounds.
 STYLE = SceneStyle((1.0, 0.0, 0.0), distances=(1.0, 0.0, 0.0), in_turn=0.3, rooms=(1.0, 0.0, 0.0, 0.0), filled=0.9)
 # Sentences that no training caption has, to be filled with a participle ("a dog barking").
