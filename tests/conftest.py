@@ -125,6 +125,19 @@ def small_engine(engine_store: EngineStore, engine_cache: Path, tmp_path: Path) 
 
 
 @pytest.fixture
+def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Modules of benchmarks/ are imported by name, as a run from there does, and forgotten afterwards."""
+    folder = Path(__file__).parents[1] / "benchmarks"
+    ours = {path.stem for path in folder.glob("*.py")}
+    before = {name: sys.modules.pop(name) for name in ours & set(sys.modules)}
+    monkeypatch.syspath_prepend(str(folder))
+    yield
+    for name in ours & set(sys.modules):
+        del sys.modules[name]
+    sys.modules.update(before)
+
+
+@pytest.fixture
 def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The current folder is an empty one, and so is the cache of exported models."""
     (tmp_path / "here").mkdir()

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from click.testing import CliRunner, Result
+from benchmark_runs import run
 from scipy.linalg import sqrtm
 
 from ezaudio.data.synthesis import SOUNDS
@@ -306,13 +306,7 @@ def test_report_refuses_another_judge(debug_bundle: Path, judge: Judge) -> None:
 # The benchmark.
 
 
-def benchmark(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> Result:
-    monkeypatch.syspath_prepend(str(Path(__file__).parents[1] / "benchmarks"))
-    import nano_quality
-
-    return CliRunner().invoke(nano_quality.main, [str(argument) for argument in arguments])
-
-
+@pytest.mark.usefixtures("benchmark_scripts")
 def test_benchmark(
     debug_bundle: Path, blank_judge: Judge, report: QualityReport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -327,7 +321,7 @@ def test_benchmark(
     blank_judge.save(tmp_path / "judge.safetensors")
     pictures = ("--sheet", tmp_path / "sheet.png", "--confusion", tmp_path / "confusion.png")
     given = ("--count", 2, "--steps", 7, "--rescale", 0, "--judge", tmp_path / "judge.safetensors")
-    result = benchmark(monkeypatch, "--bundle", debug_bundle, *given, *pictures, "--save", tmp_path)
+    result = run("nano_quality", "--bundle", debug_bundle, *given, *pictures, "--save", tmp_path)
     assert result.exit_code == 0, result.output
     assert asked == {
         "count": 2,
@@ -346,14 +340,15 @@ def test_benchmark(
         assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
 
 
-def test_benchmark_errors_are_one_line(debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("benchmark_scripts")
+def test_benchmark_errors_are_one_line(debug_bundle: Path, tmp_path: Path) -> None:
     common = ("--bundle", debug_bundle, "--judge", tmp_path / "judge.safetensors")
     for arguments, message in (
         (("--recordings", tmp_path / "nothing"), "collect them with"),
         (("--sheet", tmp_path / "missing" / "sheet.png"), "no folder"),
         (("--judge", tmp_path), "is not a file"),
     ):
-        result = benchmark(monkeypatch, *common, *arguments)
+        result = run("nano_quality", *common, *arguments)
         assert result.exit_code == 2
         assert result.stderr.startswith("Error: ")
         assert result.stderr.count("\n") == 1

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -53,15 +52,9 @@ def test_its_check_passes_the_operators_and_fails_others() -> None:
 
 
 @pytest.fixture
-def kernels(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
-    """The script as a module, forgotten afterwards with those beside it."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(SCRIPT.parent))
-    monkeypatch.delitem(sys.modules, "kernels", raising=False)
-    yield importlib.import_module("kernels")
-    for name in set(sys.modules) - before:
-        if SCRIPT.with_name(f"{name}.py").is_file():
-            del sys.modules[name]
+def kernels(benchmark_scripts: None) -> ModuleType:
+    """The script as a module."""
+    return importlib.import_module("kernels")
 
 
 @no_gpu

@@ -1,4 +1,4 @@
-// The built-in tokenizer: ids of the packaged model, damage, and any bytes. test_parity.py compares it with Python.
+// The built-in tokenizer: ids of the packaged model, damage, and any bytes. test_number_parity.py compares it with Python.
 #include "helpers.hpp"
 
 #include <cstdint>
