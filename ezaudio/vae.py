@@ -159,11 +159,17 @@ class OobleckDecoder(nn.Module):
         return self.layers(latents)
 
 
+LEAST_COMPANDED = 1e-6  # of a latent's size in training
+
+
 def posterior(raw: Tensor, companding: float) -> tuple[Tensor, Tensor]:
     """The encoder's (B, 2C, L) → mean and standard deviation (B, C, L); see `VAEConfig.companding`."""
     mean, scale = raw.chunk(2, dim=1)
     if companding != 1:
-        mean = mean.sign() * mean.abs().pow(companding)
+        size = mean.abs()
+        if size.requires_grad:  # the slope at silence is infinite, and times the sign's 0 not a number
+            size = size.clamp_min(LEAST_COMPANDED)
+        mean = mean.sign() * size.pow(companding)
     return mean, F.softplus(scale) + 1e-4
 
 

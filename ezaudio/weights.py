@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -22,6 +23,7 @@ Fill = Callable[[nn.Module], None]
 RELEASE = "OpenSound/EzAudio"
 VAE_PREFIX = "autoencoder."
 MAX_JSON_BYTES = 1_000_000
+SAMPLED = 256  # values of a tensor that a fingerprint is made of
 # What a damaged file makes torch.load raise, depending on where the damage is.
 _DAMAGE = (RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, zipfile.BadZipFile)
 
@@ -92,6 +94,20 @@ def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_nam
     tensors = {key: state_dict[key].detach().to(value.dtype) for key, value in expected.items()}
     _check_finite(tensors, source_name)
     module.load_state_dict(tensors, assign=any(value.is_meta for value in expected.values()))
+
+
+def fingerprint(module: nn.Module) -> str:
+    """16 hex digits that tell a module's weights from others: of names, shapes, and values from all over each tensor.
+
+    In seconds also where every value would take a minute. Two trainings differ everywhere; an edit of single values can
+    go unseen.
+    """
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        values = value.detach().flatten()
+        sampled = values[:: max(1, len(values) // SAMPLED)].double().cpu().numpy()
+        digest.update(f"{name} {tuple(value.shape)} ".encode() + sampled.tobytes())
+    return digest.hexdigest()[:16]
 
 
 def check_present(folder: Path, names: Iterable[str], what: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -134,8 +135,13 @@ def test_a_killed_run_makes_only_what_is_missing(manifest: Path, tmp_path: Path,
 def test_other_settings_and_damage_are_refused(manifest: Path, tmp_path: Path) -> None:
     content = read_manifest(manifest)
     encode_shards(content, SOURCE, tmp_path, SETTINGS)
-    with pytest.raises(InputError, match="of other settings or of another manifest"):
+    with pytest.raises(InputError, match="of other settings, another model or other rows"):
         encode_shards(content, SOURCE, tmp_path, ShardSettings(SOURCE.origin, True, 0.4, 1, 4))
+    again = replace(content, rows=(replace(content.rows[0], caption="said anew"), *content.rows[1:]))
+    other = open_source("debug", random_weights=True, seed=1)  # by another name they would be other settings
+    for rows, model in ((again, SOURCE), (content, replace(other, origin=SOURCE.origin))):
+        with pytest.raises(InputError, match="of other settings, another model or other rows"):
+            encode_shards(rows, model, tmp_path, SETTINGS)
     shard = tmp_path / "shard-00001.safetensors"
     whole = shard.read_bytes()
     for damage in (b"", whole[:100], b"\xff" * 200):

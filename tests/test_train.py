@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 import os
 import signal
 import subprocess
@@ -11,136 +9,52 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 import torch
-from accelerate.state import AcceleratorState, GradientState, PartialState
 from console import fails, runner
 from safetensors.torch import load_file
-from tokenizers import Tokenizer
+from training_cases import (
+    CLIP_S,
+    RATE,
+    captioned_clips,
+    command,
+    forget_accelerator,
+    settings,
+    task_of,
+    train,
+)
 
-from ezaudio.checkpoints import open_source
+from ezaudio.checkpoints import open_source, save_folder
 from ezaudio.config import DEBUG
-from ezaudio.controlnet import ControlNet
 from ezaudio.data.dataset import ManifestDataset, collate
 from ezaudio.data.manifest import read_manifest
 from ezaudio.data.shards import LatentShards, collate_latents
 from ezaudio.dit import MaskDiT
-from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
-from ezaudio.training.autoencoder import AutoencoderTask
-from ezaudio.training.encoders import Encoders
 from ezaudio.training.journal import read_metrics
 from ezaudio.training.latent_diffusion import (
     ControlNetTask,
-    LatentDiffusionTask,
-    start_controlnet,
     start_cross_attention,
 )
 from ezaudio.training.settings import (
-    STAGES,
-    AutoencoderLosses,
-    ControlNetStage,
     Optimizer,
-    RunSettings,
     Schedule,
 )
 from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
 
-RATE = 24000
-CLIP_S = 0.64
-
 
 @pytest.fixture(autouse=True)
 def _own_accelerator() -> None:
-    """accelerate keeps one state a process, precision included."""
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
+    forget_accelerator()
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Four clips of a second with captions: tones and noises."""
-    folder = tmp_path_factory.mktemp("clips")
-    rng = np.random.default_rng(0)
-    t = np.arange(RATE) / RATE
-    clips = {
-        "a low tone": np.sin(2 * np.pi * 200 * t),
-        "a high tone": np.sin(2 * np.pi * 3000 * t),
-        "noise": rng.standard_normal(RATE),
-        "clicks": (np.arange(RATE) % 6000 < 40) * rng.standard_normal(RATE),
-    }
-    rows = []
-    for number, (caption, samples) in enumerate(clips.items()):
-        soundfile.write(folder / f"{number}.wav", 0.5 * samples / np.abs(samples).max(), RATE)
-        rows.append({"audio_path": f"{number}.wav", "caption": caption, "split": "train"})
-    (folder / "clips.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder / "clips.jsonl"
-
-
-def settings(**given: Any) -> RunSettings:
-    base = RunSettings(
-        num_steps=4,
-        schedule=Schedule(1e-3),
-        batch_size=4,
-        precision="fp32",
-        clip_s=CLIP_S,
-        log_every=1,
-        save_every=2,
-        sample_every=0,
-    )
-    return replace(base, **given)
-
-
-@torch.no_grad()
-def scale_latents(vae: AutoencoderOobleck, clips: torch.Tensor) -> None:
-    """Fold the deviation of each channel's latents of `clips` into the encoder's last convolution; posterior 0.1."""
-    last, channels = vae.encoder.layers[-1], vae.config.latent_channels
-    mean = vae.encode(clips)
-    shift, scale = mean.mean(dim=(0, 2)), mean.std(dim=(0, 2))
-    last.weight_g[:channels] /= scale[:, None, None]  # type: ignore[index, operator]
-    last.bias[:channels] = (last.bias[:channels] - shift) / scale  # type: ignore[index, operator]
-    last.weight_g[channels:] = 0  # type: ignore[index, operator]
-    last.bias[channels:] = math.log(math.expm1(0.1))  # type: ignore[index, operator]
-
-
-def encoders(data: Path, with_text: bool = True) -> Encoders:
-    """An untrained VAE whose latents of the clips have unit variance, the posterior 0.1; a random text encoder."""
-    source = open_source("debug", random_weights=True)
-    clips = [soundfile.read(data.parent / f"{n}.wav", 40 * DEBUG.vae.hop, dtype="float32")[0] for n in range(4)]
-    torch.manual_seed(0)
-    vae = AutoencoderOobleck(DEBUG.vae)
-    scale_latents(vae, torch.from_numpy(np.stack(clips))[:, None])
-    if not with_text:
-        return Encoders(source.config, vae)
-    tokenizer = Tokenizer.from_file(str(source.tokenizer_files()["tokenizer.json"]))
-    return Encoders(source.config, vae, source.text_encoder(), tokenizer)
-
-
-def task_of(kind: str, run: RunSettings, data: Path) -> Any:
-    torch.manual_seed(0)
-    if kind == "vae":
-        losses = AutoencoderLosses(filters=2, judged_windows=(320, 80), windows=(640, 160, 40))
-        return AutoencoderTask(AutoencoderOobleck(DEBUG.vae), run.schedule, losses)
-    if kind == "controlnet":
-        dit = open_source("debug", random_weights=True).dit()
-        network = start_controlnet(ControlNet(DEBUG.dit, DEBUG.controlnet), dit)
-        return ControlNetTask(encoders(data), dit, network, ControlNetStage(), run.schedule)
-    stage, dit = STAGES[kind], MaskDiT(DEBUG.dit)
-    return LatentDiffusionTask(encoders(data, stage.with_text), dit, stage, run.schedule, ("noise",), CLIP_S)
-
-
-def train(kind: str, run: RunSettings, data: Path, folder: Path) -> Trainer:
-    for state in (AcceleratorState, GradientState, PartialState):
-        state._reset_state()
-    trainer = Trainer(task_of(kind, run, data), run, folder, quiet=True)
-    dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
-    trainer.train(dataset, collate)
-    return trainer
+    return captioned_clips(tmp_path_factory.mktemp("clips"))
 
 
 @pytest.mark.parametrize(
@@ -243,22 +157,6 @@ def test_sounds_are_made_to_listen_to(data: Path, tmp_path: Path) -> None:
         assert list((tmp_path / kind / "tensorboard").glob("events.*"))
 
 
-def test_other_settings_are_refused_and_free_ones_taken(data: Path, tmp_path: Path) -> None:
-    train("stage1", settings(num_steps=2), data, tmp_path)
-    with pytest.raises(InputError, match=r"begun with batch_size 4, now 2: give the same again"):
-        train("stage1", settings(num_steps=4, batch_size=2), data, tmp_path)
-    with pytest.raises(InputError, match=r"begun with stage \{'name': 'stage1'.*, now \{'name': 'stage3'"):
-        train("stage3", settings(num_steps=4), data, tmp_path)
-    assert train("stage1", settings(num_steps=3, keep=1), data, tmp_path).step == 3
-    assert len(checkpoints.stored_checkpoints(tmp_path)) == 1
-
-
-def command(data: Path, folder: Path, *given: str) -> list[str]:
-    common = ["--data", str(data), "--model", "debug", "--random-weights", "--clip-s", str(CLIP_S), "--workers", "0"]
-    sizes = ["--batch-size", "4", "--precision", "fp32", "--save-every", "5", "--sample-every", "0"]
-    return [str(folder), *common, *sizes, *given]
-
-
 def test_a_killed_run_loses_at_most_the_last_interval(data: Path, tmp_path: Path) -> None:
     arguments = [sys.executable, "-m", "ezaudio.training", "stage1", *command(data, tmp_path, "--steps", "100000")]
     process = subprocess.Popen(arguments, env={**os.environ, "PYTHONSAFEPATH": "1"}, stderr=subprocess.DEVNULL)
@@ -317,7 +215,12 @@ def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path
     published = load_file(tmp_path / "stage3" / "dit.safetensors")
     source = open_source(str(tmp_path / "stage3" / "model"))
     assert all(torch.equal(source.dit().state_dict()[name], value) for name, value in published.items())
-    assert open_source(str(tmp_path / "controlnet" / "model"), controlnet="energy").controlnet() is not None
+    controlled = open_source(str(tmp_path / "controlnet" / "model"), controlnet="energy")
+    assert controlled.controlnet() is not None
+    # With the transformer that it was trained on, and a run that forgets which one that was does not go on.
+    assert all(torch.equal(controlled.dit().state_dict()[name], value) for name, value in published.items())
+    forgetful = run("controlnet", *command(data, tmp_path / "controlnet", "--steps", "4"))
+    fails(forgetful, "the run was begun with frozen_models")
     AutoencoderOobleck(DEBUG.vae).load_state_dict(load_file(tmp_path / "vae" / "vae.safetensors"))
 
 
@@ -348,6 +251,18 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     fails(
         runner("ezaudio-train")("vae", *command(shards, tmp_path / "vae", "--steps", "1")), "trained on sounds, not on"
     )
+    save_folder(
+        tmp_path / "own",
+        DEBUG,
+        MaskDiT(DEBUG.dit),
+        AutoencoderOobleck(DEBUG.vae),
+        task.encoders.text_encoder,
+        open_source("debug", random_weights=True).tokenizer_files(),
+    )
+    own = command(shards, tmp_path / "other", "--steps", "1")
+    own[own.index("debug")] = str(tmp_path / "own")
+    own.remove("--random-weights")
+    fails(runner("ezaudio-train")("stage1", *own), "are of another autoencoder (that of random weights, seed 0) than")
     other = command(shards, tmp_path / "other", "--steps", "1")
     other[other.index("debug")] = "nano"
     fails(
@@ -356,41 +271,11 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     )
 
 
-def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:
-    run = runner("ezaudio-train")
-    few = ("--steps", "1")
-    fails(run("stage2", *command(data, tmp_path / "a", *few)), "stage2 goes on from stage1: give its run with --start")
-    nowhere = ("--start", str(tmp_path / "nowhere"))
-    fails(run("stage2", *command(data, tmp_path / "a", *few, *nowhere)), "--start takes a run's folder or a file")
-    (tmp_path / "empty").mkdir()
-    empty = ("--start", str(tmp_path / "empty"))
-    fails(run("stage3", *command(data, tmp_path / "a", *few, *empty)), "is no run: it has neither dit.safetensors")
-    fails(run("stage1", *command(tmp_path / "none.csv", tmp_path / "a", *few)), "none.csv")
-    fails(run("vae", *command(data, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
-    if not torch.cuda.is_available():
-        fails(run("stage1", *command(data, tmp_path / "a", *few, "--fused")), "--fused needs a GPU")
-        fails(run("stage1", *command(data, tmp_path / "a", *few, "--recorded")), "recorded steps need a GPU")
-        fails(run("stage1", *command(data, tmp_path / "a", *few, "--precision", "fp16")), "fp16 training needs a GPU")
-    assert not (tmp_path / "a").exists()
-
-
-def test_a_loss_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path) -> None:
-    run = settings(num_steps=4, log_every=100, save_every=1)
-    trainer = Trainer(task_of("stage1", run, data), run, tmp_path, quiet=True)
+def test_a_frozen_transformer_computes_in_the_precision_of_the_run(data: Path, tmp_path: Path) -> None:
+    run = settings(num_steps=1, precision="bf16")
+    task, seen = task_of("controlnet", run, data), []
+    task.dit.model.in_blocks[0].attn.proj.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
+    trainer = Trainer(task, run, tmp_path, quiet=True)
     dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
-
-    def spoil(batch: Any) -> None:
-        if trainer.step == 2:
-            batch.audio.fill_(float("nan"))
-
-    with pytest.raises(InputError, match="loss 'velocity' is nan at step 3: lower the learning rate"):
-        trainer.train(dataset, collate, spoil)
-    assert [path.name for path in checkpoints.stored_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
-
-
-def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
-    train("stage1", settings(num_steps=2), data, tmp_path)
-    (last,) = checkpoints.stored_checkpoints(tmp_path)
-    (last / "dit.safetensors").write_bytes(b"torn")
-    with pytest.raises(BundleError, match="is damaged"):
-        train("stage1", settings(num_steps=3), data, tmp_path)
+    trainer.train(dataset, collate)
+    assert seen[0] == torch.bfloat16

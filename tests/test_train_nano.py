@@ -38,6 +38,7 @@ from ezaudio.training.nano.autoencoder import (
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
 from ezaudio.training.nano.vocabulary import (
     KINDS,
+    PROMPT_SEED,
     UNSEEN_FORMS,
     held_out_pairs,
     known_sounds,
@@ -48,7 +49,7 @@ from ezaudio.training.nano.vocabulary import (
     unseen_prompts,
 )
 from ezaudio.training.settings import Schedule
-from ezaudio.vae import AutoencoderOobleck
+from ezaudio.vae import AutoencoderOobleck, posterior
 
 RATE, HOP, CHANNELS, NUM_LEVELS = NANO.vae.sample_rate, NANO.vae.hop, NANO.vae.latent_channels, len(LEVELS)
 
@@ -112,6 +113,19 @@ def test_latents_have_unit_variance_and_one_posterior(vae: AutoencoderOobleck) -
     torch.testing.assert_close(energy[:-NUM_LEVELS].mean(), torch.tensor(1.0), rtol=0, atol=0.1)
     torch.testing.assert_close(energy[-NUM_LEVELS:], torch.full((NUM_LEVELS,), LEVEL_SIZE**2), rtol=0.1, atol=0)
     torch.testing.assert_close(std, torch.full_like(std, POSTERIOR_STD), rtol=0, atol=1e-3)
+
+
+def test_silence_has_a_gradient() -> None:
+    """The slope of the companding is infinite at 0, and a padded clip is full of zeros."""
+    raw = torch.zeros(1, 2 * CHANNELS, 3)
+    raw[:, :5, 1] = 0.5
+    mean, std = posterior(raw, NANO.vae.companding)
+    raw.requires_grad_(True)
+    trained, _ = posterior(raw, NANO.vae.companding)
+    torch.testing.assert_close(trained, mean, rtol=0, atol=0)
+    (gradient,) = torch.autograd.grad((trained + std).square().sum(), raw)
+    assert gradient.isfinite().all()
+    assert (gradient[:, :5, 1] != 0).all()
 
 
 def test_levels_follow_the_loudness_of_their_band(vae: AutoencoderOobleck) -> None:
@@ -261,9 +275,21 @@ def test_recipe_makes_a_judged_bundle_and_goes_on(
     assert json.loads((tmp_path / "quality.json").read_text())["answers"]["pairs"]["clips"] == 2
 
 
+def test_no_two_seeds_share_scenes_or_meet_the_prompts() -> None:
+    drawn = [
+        scenes.seed
+        for seed in (0, 1, nano.MAX_SEED)
+        for made in (nano.recipe(seed=seed), nano.further("nano", seed=seed))
+        for scenes in made.scenes
+    ]
+    assert len(set(drawn)) == len(drawn)
+    assert max(drawn) == PROMPT_SEED - 1
+    assert {stage.run.seed for stage in nano.further("nano", seed=1).stages} == {1}
+
+
 def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quick_judge: None) -> None:
     monkeypatch.setattr(nano, "taught_sounds", lambda folder: known_sounds(folder)[:4])
-    given = nano.further("nano", 1e-9)
+    given = nano.further("nano", 1e-9, seed=2)
     made = replace(
         given,
         scenes=tuple(replace(each, count=2, duration_s=1.0) for each in given.scenes),
@@ -282,13 +308,18 @@ def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     card = (tmp_path / "bundle" / CARD_FILE).read_text(encoding="utf-8")
     lines = ("| stage3-long |", "| stage2 |", "## How it was made")
     assert [card.count(line) - history.count(line) for line in lines] == [1, 0, 0]
+    assert card.count("Seed 2.") - history.count("Seed 2.") == 1
     assert history[history.index("    ezaudio-train nano") : history.index("\n## How well")] in card
 
 
-def test_other_models_are_not_trained_further(tmp_path: Path) -> None:
+def test_other_models_and_seeds_are_refused(tmp_path: Path) -> None:
     fails(
         runner("ezaudio-train")("nano", str(tmp_path / "run"), "--further", "l"),
         "'l' is not a model of nano's sizes: give nano, or the folder RUN/model of such a run",
+    )
+    fails(
+        runner("ezaudio-train")("nano", str(tmp_path / "run"), "--seed", "200"),
+        f"seed: expected 0 to {nano.MAX_SEED}, got 200",
     )
     assert not (tmp_path / "run").exists()
 

@@ -36,10 +36,10 @@ from ezaudio.runtime.naming import replace_file
 from ezaudio.runtime.sound_file import Audio
 from ezaudio.runtime.tokenizer import PromptTokenizer
 from ezaudio.text import encode_text
-from ezaudio.weights import first_line, read_json, save_atomic
+from ezaudio.weights import fingerprint, first_line, read_json, save_atomic
 
 INDEX = "index.json"
-FORMAT = 1
+FORMAT = 2
 READERS = 4  # threads: decoding and resampling leave the interpreter to others
 
 
@@ -65,14 +65,20 @@ def encode_shards(
     """Writes the shards that are not there yet, then the index. Returns the number of clips.
 
     Raises:
-        InputError: no clip can be read, or the folder holds shards of other settings or of another manifest.
+        InputError: no clip can be read, or the folder holds shards of other settings, models or rows.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"'{folder}' cannot be made ({error.strerror or error}): name another folder") from error
     encoder = _Encoder(source, settings)
-    marks = {"format": FORMAT, **asdict(settings), "manifest": manifest.name, "num_rows": len(manifest)}
+    marks = {
+        "format": FORMAT,
+        **asdict(settings),
+        **encoder.fingerprints,
+        "manifest": manifest.name,
+        "rows": manifest.fingerprint(),
+    }
     skipped = SkipReport()
     shards = []
     for number, start in enumerate(range(0, len(manifest), settings.shard_size)):
@@ -87,7 +93,7 @@ def encode_shards(
             metadata = _metadata(file, path)
             if metadata.get("settings") != marks:
                 raise InputError(
-                    f"'{path}' is of other settings or of another manifest: name another folder, or remove it"
+                    f"'{path}' is of other settings, another model or other rows: name another folder, or remove it"
                 )
             skipped.extend([(problem[0], problem[1]) for problem in metadata["problems"]])
             shards.append({"file": path.name, "num_clips": file.get_slice("rows").get_shape()[0]})
@@ -115,6 +121,8 @@ class _Encoder:
         self.text_encoder = source.text_encoder() if settings.text_states else None
         if self.text_encoder is not None:
             torch.nn.Module.to(self.text_encoder, self.device)
+        models = {"vae": self.vae, "text_encoder": self.text_encoder}
+        self.fingerprints = {name: fingerprint(model) for name, model in models.items() if model is not None}
 
     @torch.no_grad()
     def encode(

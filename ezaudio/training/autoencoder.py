@@ -51,6 +51,7 @@ class AutoencoderTask:
             "vae": vae.requires_grad_(True),
             "discriminators": Discriminators(self.weights.judged_windows, self.weights.filters),
         }
+        self.frozen: dict[str, nn.Module] = {}
         self.schedules = {"vae": schedule, "discriminators": DISCRIMINATOR_SCHEDULE}
         self.sample_rate = vae.config.sample_rate
         self._spectral = SpectralLoss(self.weights.windows, vae.config.sample_rate)

@@ -16,6 +16,7 @@ import click
 from ezaudio import __version__
 from ezaudio.runtime.command import Group
 from ezaudio.runtime.errors import InputError, MissingExtraError
+from ezaudio.training.nano.cli import nano
 
 if TYPE_CHECKING:
     from ezaudio.checkpoints import ModelSource
@@ -154,18 +155,22 @@ def stage3(**given: Any) -> None:
 @options(START, GAMMA)
 def controlnet(start: Path | None, min_snr_gamma: float | None, **given: Any) -> None:
     """The energy ControlNet. The transformer (the model's own, or of --start) stays as it is."""
+    import torch
+
     from ezaudio.controlnet import ControlNet
     from ezaudio.training.latent_diffusion import ControlNetTask, start_controlnet
     from ezaudio.training.settings import RUNS, ControlNetStage
 
     source, run = _opened(given), _run_settings(RUNS["controlnet"], given)
+    torch.manual_seed(run.seed)
     dit = source.dit() if start is None else _started(source, start)
     network = start_controlnet(ControlNet(source.config.dit, source.config.controlnet), dit)
+    _prepare(dit, run)
     if run.fused:
-        dit.fuse()
         network.fuse()
     stage = replace(ControlNetStage(), min_snr_gamma=min_snr_gamma)
-    publish = partial(_publish, source, given)
+    base_file = given["checkpoint"] if start is None else _file(start)
+    publish = partial(_publish, source, given, base=dit, base_file=base_file)
     _train(ControlNetTask(_encoders(source, True), dit, network, stage, run.schedule, publish), run, source, given)
 
 
@@ -182,6 +187,8 @@ def vae(resume_weights: bool, **given: Any) -> None:
     from ezaudio.vae import AutoencoderOobleck
 
     source, run = _opened(given), _run_settings(RUNS["vae"], given)
+    if run.fused or run.gradient_checkpointing:
+        raise InputError("--fused and --gradient-checkpointing are for transformers: leave them out")
     torch.manual_seed(run.seed)
     network = source.vae().unfold_weight_norm() if resume_weights else AutoencoderOobleck(source.config.vae)
     losses = AutoencoderLosses()
@@ -191,62 +198,7 @@ def vae(resume_weights: bool, **given: Any) -> None:
     _train(AutoencoderTask(network, run.schedule, losses, partial(_publish, source, given)), run, source, given)
 
 
-@main.command("nano", short_help="The packaged model, from nothing or further, to a judged bundle.")
-@click.argument("folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--recordings",
-    type=click.Path(path_type=Path, exists=True),
-    help="Folder of `ezaudio-data recordings`. [synthesised sounds alone]",
-)
-@click.option(
-    "--effort",
-    type=click.FloatRange(min=0, max=1000, min_open=True),
-    default=1.0,
-    show_default=True,
-    help="Multiplies the steps of every stage.",
-)
-@click.option(
-    "--further",
-    metavar="nano|FOLDER",
-    help="Begin with a trained model, the packaged one or a RUN/model: other scenes, the last stages again.",
-)
-@click.option(
-    "--seed",
-    type=click.IntRange(min=0),
-    default=0,
-    show_default=True,
-    help="Of scenes and noise: another one each time that a model is trained further.",
-)
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
-def nano(
-    folder: Path,
-    recordings: Path | None,
-    effort: float,
-    further: str | None,
-    seed: int,
-    threads: int | None,
-    quiet: bool,
-) -> None:
-    """Scenes, autoencoder, text encoder and the three stages of the model in the package; goes on where it stopped.
-
-    RUN/model then is a model, RUN/bundle is that exported, and RUN/quality.json says how well it does:
-    ezaudio-run "dog barking" --bundle RUN/bundle.
-    """
-    import torch
-
-    from ezaudio.evaluation.report import told
-    from ezaudio.training.nano import recipe
-
-    if threads:
-        torch.set_num_threads(threads)
-    given = ["ezaudio-train", "nano", str(folder), *(["--recordings", str(recordings)] if recordings else [])]
-    given += [*(["--effort", f"{effort:g}"] if effort != 1 else []), *(["--further", further] if further else [])]
-    given += ["--seed", str(seed)] if seed else []
-    made = recipe.further(further, effort, seed) if further else recipe.recipe(effort, seed)
-    report = recipe.train_nano(folder, recordings, made, quiet, shlex.join(given))
-    if not quiet:
-        click.echo("\n".join(told(report)))
+main.add_command(nano)
 
 
 def _train_stage(name: str, given: dict[str, Any]) -> None:
@@ -265,17 +217,24 @@ def _train_stage(name: str, given: dict[str, Any]) -> None:
         dit = MaskDiT(source.config.dit) if name == "stage1" else source.dit()
     if name == "stage2":
         start_cross_attention(dit)
+    _prepare(dit, run)
+    prompts = given.get("prompts") or PROMPTS
+    publish = partial(_publish, source, given)
+    encoders = _encoders(source, stage.with_text)
+    task = LatentDiffusionTask(encoders, dit, stage, run.schedule, prompts, run.clip_s, publish)
+    _train(task, run, source, given)
+
+
+def _prepare(dit: MaskDiT, run: RunSettings) -> None:
+    """Let it compute as the run asks for. Raises InputError where the machine cannot."""
+    import torch
+
     if run.gradient_checkpointing:
         dit.checkpoint_blocks()
     if run.fused:
         if not torch.cuda.is_available():
             raise InputError("--fused needs a GPU: leave it out")
         dit.fuse()
-    prompts = given.get("prompts") or PROMPTS
-    publish = partial(_publish, source, given)
-    encoders = _encoders(source, stage.with_text)
-    task = LatentDiffusionTask(encoders, dit, stage, run.schedule, prompts, run.clip_s, publish)
-    _train(task, run, source, given)
 
 
 def _opened(given: dict[str, Any]) -> ModelSource:
@@ -299,10 +258,19 @@ def _run_settings(preset: RunSettings, given: dict[str, Any]) -> RunSettings:
 
 
 def _started(source: ModelSource, start: Path) -> MaskDiT:
-    """The transformer of a finished run, of one that goes on (its last average), or of a file."""
+    """The transformer of `_file`."""
     from ezaudio.dit import MaskDiT
-    from ezaudio.training.checkpoint import stored_checkpoints
     from ezaudio.weights import load_weights, read_state_dict
+
+    path = _file(start)
+    dit = MaskDiT(source.config.dit)
+    load_weights(dit, read_state_dict(path, entry="model" if path.suffix == ".pt" else None), f"'{path}'")
+    return dit
+
+
+def _file(start: Path) -> Path:
+    """Weights of a finished run, of one that goes on (its last average), or the file itself."""
+    from ezaudio.training.checkpoint import stored_checkpoints
 
     path = start
     if start.is_dir():
@@ -314,9 +282,7 @@ def _started(source: ModelSource, start: Path) -> MaskDiT:
             path = found[-1] / "average.safetensors"
     if not path.is_file():
         raise InputError(f"no weights at '{path}': --start takes a run's folder or a file")
-    dit = MaskDiT(source.config.dit)
-    load_weights(dit, read_state_dict(path, entry="model" if path.suffix == ".pt" else None), f"'{path}'")
-    return dit
+    return path
 
 
 def _encoders(source: ModelSource, with_text: bool) -> Any:
@@ -356,41 +322,52 @@ def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, A
 
 
 def check_shards(index: dict[str, Any], source: ModelSource, folder: Path) -> None:
-    """Raises InputError when shards cannot be of the model's autoencoder, and warns when they may be of another."""
+    """Raises InputError when shards are not of the model's autoencoder."""
+    from ezaudio.weights import fingerprint
+
     made_by, channels = index.get("model"), index.get("channels")
     if channels != source.config.vae.latent_channels:
         raise InputError(
             f"the shards at '{folder}' have {channels} channels (they are of {made_by}), {source.config.name!r} has "
             f"{source.config.vae.latent_channels}: make them with ezaudio-data latents --model {source.config.name}"
         )
-    if made_by != source.origin:
-        logging.warning(
-            "the shards are of %s, the model is %s: the autoencoder must be the same", made_by, source.origin
+    if index.get("vae") != fingerprint(source.vae()):
+        raise InputError(
+            f"the shards at '{folder}' are of another autoencoder (that of {made_by}) than {source.origin}: make them "
+            "with its own"
         )
 
 
-def _publish(source: ModelSource, given: dict[str, Any], run: Path) -> None:
-    """Tell how the result is exported; for a model of one's own, write it whole to `model/` in the run's folder."""
-    official = source.config.name in ("l", "xl") and not given["random_weights"]
+def _publish(
+    source: ModelSource, given: dict[str, Any], run: Path, base: MaskDiT | None = None, base_file: Path | None = None
+) -> None:
+    """Tell how the result is exported; for a model of one's own, write it whole to `model/` in the run's folder.
+
+    Args:
+        base: the transformer that a ControlNet was trained on, and the file it is of; None is the source's own.
+    """
+    official = given["model"] in ("l", "xl") and not given["random_weights"]
+    command = ["ezaudio-export", "--model", given["model"]]
     if official and (run / "dit.safetensors").is_file():
-        command = f"ezaudio-export --model {source.config.name} --checkpoint {run / 'dit.safetensors'}"
+        command += ["--checkpoint", str(run / "dit.safetensors")]
     elif official and (run / "controlnet.safetensors").is_file():
-        command = f"ezaudio-export --model {source.config.name} --controlnet {run / 'controlnet.safetensors'}"
+        command += ["--checkpoint", str(base_file)] if base_file is not None else []
+        command += ["--controlnet", str(run / "controlnet.safetensors")]
     else:
-        _save_model(source, run)
-        command = f"ezaudio-export --model {run / 'model'}"
+        _save_model(source, run, base)
+        command[-1] = str(run / "model")
     if not given["quiet"]:
-        click.echo(f"{run}: done; to run it: {command} -o {run / 'bundle'}")
+        click.echo(f"{run}: done; to run it: {shlex.join([*command, '-o', str(run / 'bundle')])}")
 
 
-def _save_model(source: ModelSource, run: Path) -> None:
+def _save_model(source: ModelSource, run: Path, base: MaskDiT | None) -> None:
     from ezaudio.checkpoints import save_folder
     from ezaudio.controlnet import ControlNet
     from ezaudio.vae import AutoencoderOobleck
     from ezaudio.weights import load_weights, read_state_dict
 
-    config, dit, controlnet = source.config, source.dit(), source.controlnet()
-    vae = source.vae().unfold_weight_norm()
+    config, controlnet = source.config, source.controlnet()
+    dit, vae = base or source.dit(), source.vae().unfold_weight_norm()
     trained = {"dit": dit, "vae": vae, "controlnet": controlnet or ControlNet(config.dit, config.controlnet)}
     for part, module in trained.items():
         path = run / f"{part}.safetensors"

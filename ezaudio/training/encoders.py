@@ -14,6 +14,7 @@ from ezaudio.data.dataset import ClipBatch
 from ezaudio.data.shards import LatentBatch
 from ezaudio.text import encode_text, tokenize
 from ezaudio.vae import AutoencoderOobleck
+from ezaudio.weights import fingerprint
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -57,6 +58,11 @@ class Encoders(nn.Module):
         self.tokenizer = tokenizer
         if tokenizer is not None:
             tokenizer.enable_truncation(config.text.max_tokens)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of the models' weights, by name: what a run learns depends on them."""
+        models = {"vae": self.vae, "text_encoder": self.text_encoder}
+        return {name: fingerprint(model) for name, model in models.items() if model is not None}
 
     def forward(self, batch: ClipBatch | LatentBatch, empty_captions: float, generator: torch.Generator) -> Example:
         """Encode a batch of clips, or take a precomputed one over; a share of the captions is emptied."""

@@ -25,7 +25,7 @@ from ezaudio.training.losses import add_noise, min_snr_weights, velocity_loss
 from ezaudio.training.masks import generation_mask, span_mask, uniform
 from ezaudio.training.settings import ControlNetStage, DiffusionStage, Schedule
 from ezaudio.training.trainer import Losses
-from ezaudio.weights import write_safetensors
+from ezaudio.weights import fingerprint, write_safetensors
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -55,8 +55,10 @@ class LatentDiffusionTask:
         on_publish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.encoders, self.stage, self.prompts, self.clip_s = encoders, stage, tuple(prompts), clip_s
-        self.settings = {"task": "diffusion", "stage": asdict(stage)}
+        frozen = encoders.fingerprints()
+        self.settings: dict[str, Any] = {"task": "diffusion", "stage": asdict(stage), "frozen_models": frozen}
         self.networks: dict[str, nn.Module] = {"dit": dit.requires_grad_(True)}
+        self.frozen: dict[str, nn.Module] = {}
         self.schedules = {"dit": schedule}
         self.sample_rate = encoders.config.vae.sample_rate
         self._on_publish = on_publish
@@ -141,7 +143,7 @@ class TextAndDiffusionTask(LatentDiffusionTask):
         super().__init__(encoders, dit, stage, *args, **given)
         assert encoders.text_encoder is not None
         self.networks = {"dit": TextToLatents(encoders.text_encoder, dit).requires_grad_(True)}
-        self.settings |= {"text_encoder": "trained"}
+        self.settings["frozen_models"]["text_encoder"] = "trained"
 
     def _inputs(self, batch: Any, generator: torch.Generator) -> tuple[Tensor, Tensor | None, Tensor | None]:
         latents, _ = self.encoders.latents(batch, generator)
@@ -174,8 +176,10 @@ class ControlNetTask:
         on_publish: Callable[[Path], None] = lambda folder: None,
     ) -> None:
         self.encoders, self.dit, self.stage = encoders, dit.eval().requires_grad_(False), stage
-        self.settings = {"task": "controlnet", "stage": asdict(stage)}
+        frozen = {**encoders.fingerprints(), "dit": fingerprint(dit)}
+        self.settings: dict[str, Any] = {"task": "controlnet", "stage": asdict(stage), "frozen_models": frozen}
         self.networks: dict[str, nn.Module] = {"controlnet": controlnet.requires_grad_(True)}
+        self.frozen: dict[str, nn.Module] = {"dit": self.dit}
         self.schedules = {"controlnet": schedule}
         self.sample_rate = encoders.config.vae.sample_rate
         self._on_publish = on_publish
@@ -205,7 +209,7 @@ class ControlNetTask:
         residuals = networks["controlnet"](
             inputs, timesteps, context, context_mask, energy, 1.0, hidden & partly[:, None]
         )
-        predicted = self.dit(noisy, timesteps, context, context_mask, residuals=residuals)
+        predicted = networks["dit"](noisy, timesteps, context, context_mask, residuals=residuals)
         loss = velocity_loss(predicted, target, torch.ones_like(latents[:, 0], dtype=torch.bool), weights)
         yield Losses("controlnet", loss, {"velocity": loss})
 

@@ -51,6 +51,7 @@ class Task(Protocol):
     Attributes:
         settings: what else than the run's settings decides the result; a run goes on with the same ones only.
         networks: those that are trained, by name.
+        frozen: those that are called beside them, in the precision of the run.
         schedules: the learning rate of each.
         averaged: the one whose average is kept and published.
         sample_rate: of the sounds that `listen` gives.
@@ -58,6 +59,7 @@ class Task(Protocol):
 
     settings: dict[str, Any]
     networks: dict[str, nn.Module]
+    frozen: dict[str, nn.Module]
     schedules: dict[str, Schedule]
     averaged: str
     sample_rate: int
@@ -72,7 +74,7 @@ class Task(Protocol):
         """One for every network, in the order of their updates; the next is asked for after the update.
 
         Args:
-            networks: `self.networks` as they are to be called.
+            networks: `self.networks` and `self.frozen` as they are to be called.
             generator: on the device.
         """
 
@@ -112,7 +114,8 @@ class Trainer:
         num_workers: processes that read data.
 
     Raises:
-        InputError: the folder holds a run with other settings, or the hardware lacks the precision.
+        InputError: the folder holds a run with other settings, the hardware lacks the precision, or the processes do
+            not share the folder.
         MissingExtraError: accelerate is not installed.
     """
 
@@ -139,7 +142,8 @@ class Trainer:
         self.average: Arrays = {
             name: value.detach().clone() for name, value in checkpoints.weights(task.networks[task.averaged]).items()
         }
-        self._resume()
+        stored = self._resume()
+        self._check_shared()
         prepare = self._accelerator.prepare
         self._recorded = self._can_record()
         if self._recorded and not task.record():
@@ -147,7 +151,14 @@ class Trainer:
         self._networks = {
             name: prepare(Recorded(network) if self._recorded else network) for name, network in task.networks.items()
         }
+        self._called = self._networks | {name: prepare(network) for name, network in task.frozen.items()}
         self._prepared = {name: [prepare(each) for each in parts] for name, parts in self._optimizers.items()}
+        # Only now: what accelerate prepares goes to the GPU whole, and AdamW would wait for its step counts there.
+        if stored is not None:
+            for name, network in task.networks.items():
+                moments = stored.parts.get(f"{name}.optimizer", {})
+                checkpoints.take_optimizer_state(network, self._optimizers[name], moments)
+        self._norms: dict[str, Tensor] = {}
 
     def _can_record(self) -> bool:
         """Raises InputError where the settings ask for what cannot be recorded."""
@@ -229,17 +240,23 @@ class Trainer:
         for part, batch in enumerate(itertools.islice(batches, self.run.accumulation)):
             on_batch(batch)
             with self._accelerator.accumulate(*self._networks.values()), self._attention():
-                for losses in self.task.losses(self._networks, batch, self._generator(self.step, part)):
+                for losses in self.task.losses(self._called, batch, self._generator(self.step, part)):
                     self._accelerator.backward(losses.total)
                     if self._accelerator.sync_gradients:
-                        parameters = self.task.networks[losses.network].parameters()
-                        self._accelerator.clip_grad_norm_(parameters, self.run.clip_norm)
+                        self._clip(losses.network)
                     for optimizer in self._prepared[losses.network]:
                         optimizer.step()
                         optimizer.zero_grad()
                     terms |= losses.terms
         self._update_average()
         return terms
+
+    def _clip(self, name: str) -> None:
+        """Of the network that is updated next alone: accelerate's own clipping also takes the loss scale off the
+        gradients that others have gathered so far, and takes it off again once theirs are complete."""
+        self._accelerator.unscale_gradients(self._prepared[name])
+        parameters = self.task.networks[name].parameters()
+        self._norms[name] = torch.nn.utils.clip_grad_norm_(parameters, self.run.clip_norm)
 
     def _attention(self) -> AbstractContextManager[None]:
         # On a CPU the backward pass of PyTorch's flash attention takes several times as long as plain products.
@@ -258,13 +275,19 @@ class Trainer:
         torch._foreach_lerp_([self.average[n] for n in numbers], [own[n].detach() for n in numbers], 1 - decay)
 
     def _checked(self, terms: dict[str, Tensor]) -> dict[str, float]:
-        """Raises InputError for a loss that is not finite, so that no checkpoint of such a step is written."""
+        """Raises InputError for a loss or gradients that are not finite: no checkpoint of such a step is written.
+
+        Where losses are scaled, gradients may be: that step is left out.
+        """
         values = {name: float(value.detach()) for name, value in terms.items()}
-        bad = [name for name, value in values.items() if not np.isfinite(value)]
+        told = {f"loss {name!r}": value for name, value in values.items()}
+        if self._accelerator.scaler is None:
+            told |= {f"the norm of the gradients of {name!r}": float(norm) for name, norm in self._norms.items()}
+        bad = [what for what, value in told.items() if not np.isfinite(value)]
         if bad:
             raise InputError(
-                f"loss {bad[0]!r} is {values[bad[0]]} at step {self.step}: lower the learning rate; the last "
-                "checkpoint is from before"
+                f"{bad[0]} is {told[bad[0]]} at step {self.step}: lower the learning rate; the last checkpoint is from "
+                "before"
             )
         return values
 
@@ -296,22 +319,31 @@ class Trainer:
         stored = Checkpoint(self.step, asdict(self.run) | self.task.settings, scaler, parts)
         checkpoints.save_checkpoint(self.folder, stored, self.run.keep)
 
-    def _resume(self) -> None:
+    def _check_shared(self) -> None:
+        """Raises InputError where a process has not found the checkpoint that another has."""
+        steps = self._accelerator.gather(torch.tensor([self.step], device=self._device)).tolist()
+        if len(set(steps)) > 1:
+            raise InputError(
+                f"processes would go on from steps {min(steps)} and {max(steps)} of '{self.folder}': it must be a "
+                "folder that all machines share"
+            )
+
+    def _resume(self) -> Checkpoint | None:
+        """Weights, averages, scale and step of the last checkpoint; it is given back for its moments."""
         found = checkpoints.stored_checkpoints(self.folder)
         if not found:
-            return
+            return None
         stored = checkpoints.read_checkpoint(found[-1])
         check_same(stored.settings, asdict(self.run) | self.task.settings)
         for name, network in self.task.networks.items():
             where = f"the checkpoint '{found[-1]}'"
             checkpoints.take_weights(network, stored.parts.get(name, {}), where)
-            state = stored.parts.get(f"{name}.optimizer", {})
-            checkpoints.take_optimizer_state(network, self._optimizers[name], state)
         self.average = {name: value.to(self._device) for name, value in stored.parts["average"].items()}
         if self._accelerator.scaler is not None and stored.scaler:
             self._accelerator.scaler.load_state_dict(stored.scaler)
         self.step = stored.step
         logger.info("going on from step %d of '%s'", self.step, self.folder)
+        return stored
 
 
 class _Exchanged:

@@ -56,6 +56,7 @@ if TYPE_CHECKING:
 
 PROMPTS = ("dog barking", "a puppy barking while rain falls", "church bell tolling", "piano playing")
 HIGH_NOISE = 0.55
+STORED = torch.float16  # as it ships, and from the start: latents and stages are of the autoencoder that stays
 SCENE_SETS = 5  # seeds of scenes that a seed of a recipe takes, from nothing and further
 MAX_SEED = PROMPT_SEED // SCENE_SETS - 1
 ENCODED_AT_ONCE = 2  # on a CPU larger batches take twice as long, for page faults
@@ -190,7 +191,7 @@ def train_nano(
             begin_model(model, folder, made, sounds)
         else:
             parts = made.start.dit(), made.start.vae(), made.start.text_encoder(), made.start.tokenizer_files()
-            save_folder(model, made.config, *parts)
+            save_folder(model, made.config, *parts, dtype=STORED)
     source = open_source(str(model))
     for scenes in made.scenes:
         manifest = read_manifest(folder / f"sounds-{scenes.name}" / "manifest.jsonl")
@@ -221,7 +222,7 @@ def begin_model(model: Path, folder: Path, made: Recipe, sounds: list[Sound]) ->
     teach_names(text_encoder, tokenizer, captions, made.name_steps)
     dit = start_as_pass_through(MaskDiT(config.dit), torch.Generator().manual_seed(made.seed))
     files = {name: folder / "tokenizer" / name for name in ("tokenizer.json", "spiece.model")}
-    save_folder(model, config, dit, vae, text_encoder, files)
+    save_folder(model, config, dit, vae, text_encoder, files, dtype=STORED)
 
 
 def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | None, quiet: bool) -> Path:
@@ -250,10 +251,10 @@ def train_stage(folder: Path, source: ModelSource, stage: Stage, before: Path | 
 
 
 def put_together(model: Path, source: ModelSource, last: Path) -> None:
-    """The model with the weights of its last stage, in half precision as it ships."""
+    """The model with the weights of its last stage."""
     dit, text_encoder = source.dit(), source.text_encoder()
     _take(last, dit, text_encoder)
-    save_folder(model, source.config, dit, source.vae(), text_encoder, source.tokenizer_files(), dtype=torch.float16)
+    save_folder(model, source.config, dit, source.vae(), text_encoder, source.tokenizer_files(), dtype=STORED)
 
 
 def judge_model(
