@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import importlib.metadata
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -28,6 +29,7 @@ from ezaudio.export.text_graph import TextEncoderGraph
 from ezaudio.export.typed_bundle import SCOPE, write_typed_bundle
 from ezaudio.runtime import manifest
 from ezaudio.runtime.bundle_store import GPU_PRECISIONS, TARGETS
+from ezaudio.runtime.engines.store import FOLDER as ENGINES
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.manifest import Check, GraphEntry, Manifest
 
@@ -263,16 +265,30 @@ def _refuse_errors(checks: list[Check]) -> None:
         )
 
 
+def _check_replaceable(output: Path) -> None:
+    """Raises InputError unless this is nothing, an empty folder, or a bundle without any file of somebody else's."""
+    if not os.path.lexists(output):
+        return
+    if os.path.ismount(output):
+        raise InputError(f"'{output}' is a mount point, which cannot be replaced whole: name a folder in it")
+    names = {path.name for path in output.iterdir()} if output.is_dir() else {""}
+    if not names:
+        return
+    listed = manifest.listed_files(output)
+    if not listed:
+        raise InputError(f"'{output}' exists and is no bundle: name a new folder for --output")
+    if foreign := names - listed - {manifest.FILE_NAME, ENGINES}:
+        raise InputError(
+            f"'{output}' holds '{min(foreign)}', which is not of the bundle there and would be lost: move it, or name "
+            "a new folder for --output"
+        )
+
+
 @contextmanager
 def _replaced_folder(output: Path) -> Iterator[Path]:
     """A hidden folder beside `output` that takes its place when the block succeeds and vanishes when it fails."""
-    output = output.absolute()
-    if (
-        output.exists()
-        and not (output / manifest.FILE_NAME).is_file()
-        and (not output.is_dir() or any(output.iterdir()))
-    ):
-        raise InputError(f"'{output}' exists and is no bundle: name a new folder for --output")
+    output = output.resolve()  # what a link points to is replaced, not the link
+    _check_replaceable(output)
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=f".{output.name}.", suffix=".partial", dir=output.parent))

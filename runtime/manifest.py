@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
@@ -159,25 +161,47 @@ def read_manifest(folder: Path, verify: bool = True, on_bytes: OnBytes = lambda 
     Args:
         on_bytes: called with the bytes compared since the last call, and the bytes there are in all.
 
-    Raises BundleError when the folder is no bundle, is of a newer format, or a file is missing or changed.
+    Raises BundleError when the folder is no bundle, is of a newer format, or a file is missing, changed or unreadable.
     """
     path = folder / FILE_NAME
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         raise BundleError(f"no bundle at '{folder}': there is no such folder; make one with ezaudio-export")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(f"'{folder}' is no bundle: it has no {FILE_NAME}; make one with ezaudio-export")
-    if path.stat().st_size > MAX_MANIFEST_BYTES:
-        raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES:,} bytes: it is no manifest of a bundle")
-    data = path.read_bytes()
+    with _readable(path):
+        if path.stat().st_size > MAX_MANIFEST_BYTES:
+            raise BundleError(f"'{path}' is larger than {MAX_MANIFEST_BYTES:,} bytes: it is no manifest of a bundle")
+        data = path.read_bytes()
     manifest = _parse(data, path)
     total = sum(entry.size for entry in manifest.files.values())
     for name, entry in manifest.files.items():
         _check_file(folder / name, entry)
     for name, entry in manifest.files.items() if verify else ():
-        if file_sha256(folder / name, lambda count: on_bytes(count, total)) != entry.sha256:
+        with _readable(folder / name):
+            found = file_sha256(folder / name, lambda count: on_bytes(count, total))
+        if found != entry.sha256:
             changed = f"'{folder / name}' has changed since the bundle was made (its sha256 differs)"
             raise BundleError(f"{changed}: copy or export the bundle again")
     return manifest
+
+
+def listed_files(folder: Path) -> set[str]:
+    """Names of the files of a bundle of any version, damaged or not; empty where there is no manifest of one."""
+    try:
+        found = json.loads((folder / FILE_NAME).read_bytes()[: MAX_MANIFEST_BYTES + 1])
+        return {str(name) for name in found["files"]} if found["format"] == FORMAT else set()
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        return set()
+
+
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or error
+        fix = "mend its permissions, or copy the bundle again"
+        raise BundleError(f"'{path}' cannot be read ({reason}): {fix}") from error
 
 
 def _parse(data: bytes, path: Path) -> Manifest:
@@ -240,7 +264,7 @@ def _plain(name: str) -> str:
 
 def _check_file(path: Path, entry: FileEntry) -> None:
     fix = "copy or export the bundle again"
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BundleError(f"the bundle lacks '{path}': {fix}")
     size = path.stat().st_size
     if size != entry.size:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import golden
@@ -94,8 +95,33 @@ def test_only_a_bundle_is_replaced(source: ModelSource, tmp_path: Path) -> None:
         with pytest.raises(InputError, match="is no bundle"):
             bundle.export_bundle(source, output)
     assert (tmp_path / "mine" / "thesis.txt").read_text() == "ten years"
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "manifest.json").write_text('{"name": "a web application"}')
+    with pytest.raises(InputError, match="is no bundle"):
+        bundle.export_bundle(source, tmp_path / "site")
     with pytest.raises(InputError, match="unknown precision 'fp4'"):
         bundle.export_bundle(source, tmp_path / "out", "fp4")
+
+
+def test_a_bundle_is_replaced_where_a_link_points_but_not_with_files_of_ones_own(
+    source: ModelSource, own_debug_bundle: Path, tmp_path: Path
+) -> None:
+    (own_debug_bundle / "notes.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"holds 'notes\.txt', which is not of the bundle there and would be lost"):
+        bundle.export_bundle(source, own_debug_bundle)
+    (own_debug_bundle / "notes.txt").unlink()
+    (own_debug_bundle / "engines").mkdir()
+    (tmp_path / "link").symlink_to(own_debug_bundle, target_is_directory=True)
+    bundle.export_bundle(source, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert not (own_debug_bundle / "engines").exists()
+    read_manifest(own_debug_bundle)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="/proc is a mount point of Linux")
+def test_a_mount_point_is_refused_before_the_work(source: ModelSource) -> None:
+    with pytest.raises(InputError, match="'/proc' is a mount point"):
+        bundle.export_bundle(source, Path("/proc"))
 
 
 def test_the_manifest_says_what_was_exported(debug_bundle: Path) -> None:
