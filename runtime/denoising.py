@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import numpy as np
@@ -48,6 +48,17 @@ class StepGraph:
     @property
     def num_steps(self) -> int:
         return len(self.steps)
+
+
+def loop_shape(graphs: Sequence[StepGraph], latents: Float32) -> tuple[Any, ...]:
+    """What two runs must share for the second to take the buffers, and the captured graphs, of the first."""
+    inputs: list[tuple[Any, ...]] = []
+    for graph in graphs:
+        for evaluation in graph.evaluations:
+            shapes = ((name, value.shape) for name, value in sorted(evaluation.constants.items()))
+            inputs.append((evaluation.graph, *shapes))
+        inputs.append((graph.steps, *((name, rows.shape) for name, rows in sorted(graph.rows.items()))))
+    return (*inputs, latents.shape)
 
 
 class Graphs(Protocol):

@@ -7,7 +7,9 @@ run the rest: `pytest -m gpu`.
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import golden
 import numpy as np
@@ -17,14 +19,14 @@ from engine_cases import GPUS, build, gpu, no_gpu, rtx
 from onnx import TensorProto, helper, numpy_helper
 
 from ezaudio.runtime.bundle_store import PACKAGED
-from ezaudio.runtime.denoising import Evaluation, StepGraph
+from ezaudio.runtime.denoising import Evaluation, StepGraph, loop_shape
 from ezaudio.runtime.engines import device, profiles
 from ezaudio.runtime.engines.builder import Options, build_engine, normalized
 from ezaudio.runtime.engines.library import Library
-from ezaudio.runtime.engines.loop import loop_shape, pad_rows
+from ezaudio.runtime.engines.loop import pad_rows
 from ezaudio.runtime.engines.profiles import Durations
 from ezaudio.runtime.engines.record import Place, Record
-from ezaudio.runtime.engines.sessions import Execution
+from ezaudio.runtime.engines.sessions import LoadedEngine
 from ezaudio.runtime.engines.store import Engine, EngineStore
 from ezaudio.runtime.errors import BackendError
 from ezaudio.runtime.manifest import GraphEntry, read_manifest
@@ -166,6 +168,40 @@ def test_length_buckets_meet_at_the_usual_length(debug_bundle: Path) -> None:
     assert [shape[1] for shape in profiles.shape_range(spec, usual)] == [1, 1, 16]  # up to two branches a clip
 
 
+@pytest.mark.parametrize("prompt_rows", [1, 2])
+@pytest.mark.parametrize("constant_rows", [0, 1])
+def test_profiles_cover_what_a_clip_asks_of_every_graph(
+    debug_bundle: Path, prompt_rows: int, constant_rows: int
+) -> None:
+    manifest = read_manifest(debug_bundle, verify=False)
+    asked = {"batch": 1, "frames": 500, "tokens": 7, "steps": 25}
+    asked |= {"prompt_rows": prompt_rows, "constant_rows": constant_rows, "rows": prompt_rows + constant_rows}
+    for name, entry in manifest.graphs.items():
+        sizes = profiles.axis_sizes(entry.inputs, {spec.name: spec.sizes(asked) for spec in entry.inputs})
+        assert profiles.covering(profiles.profiles_of(name, entry, manifest.config), sizes) == 0, (name, sizes)
+    denoiser = manifest.graphs["denoiser"]
+    sizes = {**asked, "frames": 2000}  # `rows` follows from inputs, and no profile tells of it
+    error = profiles.uncovered("denoiser", [[profiles.ranges(denoiser)]], sizes, manifest.config)
+    assert "covers 40 s, they are built for 0.02 to 30 s" in str(error)
+
+
+@rtx
+def test_executions_of_one_engine_keep_their_shapes(engine_store: EngineStore, small_engine: Engine) -> None:
+    """With mocks of the GPU's side: a loop has guided and unguided steps, which share an engine."""
+    log, library = SimpleNamespace(errors=[]), SimpleNamespace(name="mock", trt=SimpleNamespace())
+    runtime = Mock()
+    runtime.deserialize_cuda_engine.return_value.create_execution_context.side_effect = contexts = [Mock(), Mock()]
+    loaded = LoadedEngine(library, runtime, log, small_engine, engine_store.bundle / "frame_bias.onnx")  # type: ignore[arg-type]
+    inputs = engine_store.manifest.graphs["frame_bias"].inputs
+    executions = [loaded.execution(inputs, {"batch": 1, "frames": frames}, 0) for frames in (50, 60)]
+    for execution, context, frames in zip(executions, contexts, (50, 60), strict=True):
+        execution.bind({})
+        execution.enqueue(0)
+        shapes = dict(call.args for call in context.set_input_shape.call_args_list)
+        assert shapes == {spec.name: spec.sizes({"batch": 1, "frames": frames}) for spec in inputs}
+        context.execute_async_v3.assert_called_once_with(0)
+
+
 def test_the_loop_lays_rows_out_at_aligned_addresses() -> None:
     rows = np.arange(12, dtype=np.float32).reshape(2, 6)
     padded = pad_rows(rows, device.aligned(rows[0].nbytes))
@@ -187,7 +223,7 @@ def test_as_far_as_it_goes_without_a_gpu_an_engine_is_refused_by_the_real_runtim
 ) -> None:
     log = library.logger()
     with pytest.raises(BackendError, match=r"tensorrt-rtx refuses .*CUDA driver version is insufficient"):
-        Execution(library, library.trt.Runtime(log), log, small_engine, engine_store.bundle / "frame_bias.onnx")
+        LoadedEngine(library, library.trt.Runtime(log), log, small_engine, engine_store.bundle / "frame_bias.onnx")
 
 
 @rtx

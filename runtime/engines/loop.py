@@ -15,11 +15,11 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph
+from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph, loop_shape
 from ezaudio.runtime.engines import device
 from ezaudio.runtime.engines.profiles import axis_sizes
 
@@ -65,7 +65,7 @@ def pad_rows(rows: Array, stride: int) -> Array:
 
 @dataclass(frozen=True, slots=True)
 class Placed:
-    """An evaluation's engine, and where its tensors lie on the device.
+    """An evaluation's execution, which keeps its shapes, and where its tensors lie on the device.
 
     Attributes:
         taken: names of the inputs that another evaluation hands on.
@@ -134,7 +134,6 @@ class CapturedLoop:
         shapes = {"latents": latents.shape, **{name: value.shape for name, value in evaluation.constants.items()}}
         sizes = axis_sizes([spec for spec in inputs if spec.name in shapes], shapes)
         execution = engines.execution(evaluation.graph, sizes)
-        execution.prepare(inputs, sizes, self._stream.handle)
         names = {spec.name for spec in inputs}
         return Placed(
             execution,
@@ -223,14 +222,3 @@ class CapturedLoop:
 
 def _numbers(num_steps: int) -> Array:
     return np.arange(num_steps, dtype=np.int32)[:, None]
-
-
-def loop_shape(graphs: Sequence[StepGraph], latents: Float32) -> tuple[Any, ...]:
-    """What two runs must share to replay one captured graph."""
-    inputs: list[tuple[Any, ...]] = []
-    for graph in graphs:
-        for evaluation in graph.evaluations:
-            shapes = ((name, value.shape) for name, value in sorted(evaluation.constants.items()))
-            inputs.append((evaluation.graph, *shapes))
-        inputs.append((graph.steps, *((name, rows.shape) for name, rows in sorted(graph.rows.items()))))
-    return (*inputs, latents.shape)

@@ -96,11 +96,14 @@ def axis_sizes(specs: Iterable[TensorSpec], shapes: Mapping[str, tuple[int, ...]
 
 
 def covering(profiles: list[Profile], sizes: Mapping[str, int]) -> int | None:
-    """The first profile that accepts these sizes, the one tuned for the nearest length first; None: none does."""
+    """The first profile that accepts these sizes, the one tuned for the nearest length first; None: none does.
+
+    A profile tells of the axes of inputs; sizes may have others that follow from those.
+    """
     fitting = [
         index
         for index, profile in enumerate(profiles)
-        if all(profile[axis][0] <= size <= profile[axis][2] for axis, size in sizes.items())
+        if all(profile[axis][0] <= size <= profile[axis][2] for axis, size in sizes.items() if axis in profile)
     ]
     return min(
         fitting,
@@ -115,8 +118,10 @@ def uncovered(name: str, built: list[list[Profile]], sizes: Mapping[str, int], c
     Args:
         built: the profiles of every engine there is for the graph.
     """
+    known = [profile for profiles in built for profile in profiles]
+    sizes = {axis: size for axis, size in sizes.items() if any(axis in profile for profile in known)}
     for axis, size in sizes.items():
-        bounds = sorted({profile[axis][::2] for profiles in built for profile in profiles})
+        bounds = sorted({profile[axis][::2] for profile in known if axis in profile})
         if any(least <= size <= most for least, most in bounds):
             continue
         if axis == "frames":

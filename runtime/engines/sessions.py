@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ezaudio.runtime.denoising import OnStepDone, StepGraph
+from ezaudio.runtime.denoising import OnStepDone, StepGraph, loop_shape
 from ezaudio.runtime.engines import device, profiles
 from ezaudio.runtime.engines.builder import Options
 from ezaudio.runtime.engines.library import Library, open_library
-from ezaudio.runtime.engines.loop import CapturedLoop, loop_shape
+from ezaudio.runtime.engines.loop import CapturedLoop
 from ezaudio.runtime.engines.store import Engine, EngineStore, cached_engines
 from ezaudio.runtime.errors import BackendError, BundleError
 from ezaudio.runtime.manifest import Manifest
@@ -33,28 +33,25 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class Execution:
-    """A loaded engine and its execution context.
+class LoadedEngine:
+    """An engine on the GPU, for as many shapes at a time as it is asked for.
 
-    Raises BackendError when the library refuses the engine.
+    Raises BackendError when the library refuses it.
     """
 
     def __init__(self, library: Library, runtime: Any, log: Any, engine: Engine, graph: Path) -> None:
         self.profiles = engine.record.purpose.profiles
-        self._name, self._log = engine.record.purpose.graph, log
+        self.name, self._log = engine.record.purpose.graph, log
         self._engine = runtime.deserialize_cuda_engine(engine.path.read_bytes())
         if self._engine is None:
-            reason = log.errors[-1] if log.errors else "it gives no reason"
+            reason = self.last_error("it gives no reason")
             raise BackendError(f"{library.name} refuses '{engine.path}' ({reason}): delete the file to build it again")
         flags = engine.record.purpose.flags
         if flags["strip"]:
             self._refit(library, log, graph)
         if flags["weight_streaming"]:
             self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
-        self._context = self._create_context(library.trt)
-        if self._context is None:
-            reason = log.errors[-1] if log.errors else "it gives no reason"
-            raise BackendError(f"no room on the GPU for {self._name!r} ({reason}): close other programs")
+        self._trt = library.trt
 
     def _refit(self, library: Library, log: Any, graph: Path) -> None:
         refitter = library.trt.Refitter(self._engine, log)
@@ -64,6 +61,20 @@ class Execution:
                 f"{library.name} cannot put the weights of '{graph}' into its engine: build it unstripped"
             )
 
+    def execution(self, specs: tuple[TensorSpec, ...], sizes: dict[str, int], stream: int) -> Execution:
+        """A context of its own, with these shapes. Raises BackendError when there is no room for it."""
+        index = profiles.covering(self.profiles, sizes)
+        assert index is not None, (self.name, sizes, self.profiles)
+        context = self._create_context(self._trt)
+        if context is None:
+            reason = self.last_error("it gives no reason")
+            raise BackendError(f"no room on the GPU for {self.name!r} ({reason}): close other programs")
+        return Execution(self, context, index, specs, sizes, stream)
+
+    def last_error(self, otherwise: str) -> str:
+        """What the library said last."""
+        return str(self._log.errors[-1]) if self._log.errors else otherwise
+
     def _create_context(self, trt: Any) -> Any:
         if not hasattr(trt, "DynamicShapesKernelSpecializationStrategy"):
             return self._engine.create_execution_context()
@@ -72,14 +83,24 @@ class Execution:
         config.dynamic_shapes_kernel_specialization_strategy = trt.DynamicShapesKernelSpecializationStrategy.EAGER
         return self._engine.create_execution_context(config)
 
-    def prepare(self, specs: tuple[TensorSpec, ...], sizes: dict[str, int], stream: int) -> None:
-        """Choose the profile for these sizes and set every input's shape."""
-        index = profiles.covering(self.profiles, sizes)
-        assert index is not None, (self._name, sizes, self.profiles)
-        if not self._context.set_optimization_profile_async(index, stream):
+
+class Execution:
+    """An execution context of an engine with its profile and shapes, which it keeps."""
+
+    def __init__(
+        self,
+        engine: LoadedEngine,
+        context: Any,
+        profile: int,
+        specs: tuple[TensorSpec, ...],
+        sizes: dict[str, int],
+        stream: int,
+    ) -> None:
+        self._engine, self._context = engine, context
+        if not context.set_optimization_profile_async(profile, stream):
             raise self._failed("choose its profile")
         for spec in specs:
-            if not self._context.set_input_shape(spec.name, spec.sizes(sizes)):
+            if not context.set_input_shape(spec.name, spec.sizes(sizes)):
                 raise self._failed(f"take {spec.name} of shape {spec.sizes(sizes)}")
 
     def bind(self, addresses: dict[str, int]) -> None:
@@ -93,10 +114,8 @@ class Execution:
             raise self._failed("run")
 
     def _failed(self, what: str) -> BackendError:
-        reason = self._log.errors[-1] if self._log.errors else "no reason given"
-        return BackendError(
-            f"the engine of {self._name!r} cannot {what} ({reason}): report it with ezaudio-doctor --json"
-        )
+        name, reason = self._engine.name, self._engine.last_error("no reason given")
+        return BackendError(f"the engine of {name!r} cannot {what} ({reason}): report it with ezaudio-doctor --json")
 
 
 class EngineSessions:
@@ -111,7 +130,8 @@ class EngineSessions:
         self._runtime = self._library.trt.Runtime(self._log)
         self._stream = device.Stream()
         self._memory = device.DeviceMemory()
-        self._loaded: dict[str, Execution] = {}  # the engine that served a graph last
+        self._loaded: dict[str, LoadedEngine] = {}  # the engine that served a graph last
+        self._executions: dict[str, tuple[dict[str, int], Execution]] = {}  # of `run`: the last sizes of a graph
         self._loop: CapturedLoop | None = None
 
     def specs(self, name: str) -> tuple[tuple[TensorSpec, ...], tuple[TensorSpec, ...]]:
@@ -122,7 +142,7 @@ class EngineSessions:
         return graph.inputs, graph.outputs
 
     def execution(self, name: str, sizes: dict[str, int]) -> Execution:
-        """The engine of a graph that accepts these sizes.
+        """A new context of the graph's engine, for these sizes.
 
         Raises InputError when there are engines, but none for these sizes; a first engine is built here.
         """
@@ -130,8 +150,8 @@ class EngineSessions:
         if loaded is None or profiles.covering(loaded.profiles, sizes) is None:
             engine = self._covering_engine(name, sizes)
             graph = self.folder / self.manifest.graphs[name].file
-            loaded = self._loaded[name] = Execution(self._library, self._runtime, self._log, engine, graph)
-        return loaded
+            loaded = self._loaded[name] = LoadedEngine(self._library, self._runtime, self._log, engine, graph)
+        return loaded.execution(self.specs(name)[0], sizes, self._stream.handle)
 
     def _covering_engine(self, name: str, sizes: dict[str, int]) -> Engine:
         found, reasons = self._store.find(name, self._place)
@@ -151,8 +171,10 @@ class EngineSessions:
         """One evaluation on host arrays: outputs by name."""
         taken, given = self.specs(name)
         sizes = profiles.axis_sizes(taken, {key: value.shape for key, value in inputs.items()})
-        execution = self.execution(name, sizes)
-        execution.prepare(taken, sizes, self._stream.handle)
+        if name not in self._executions or self._executions[name][0] != sizes:
+            self._executions.pop(name, None)  # before another takes room
+            self._executions[name] = sizes, self.execution(name, sizes)
+        execution = self._executions[name][1]
         addresses = {}
         for spec in taken:
             array = np.ascontiguousarray(inputs[spec.name], spec.dtype)
@@ -198,7 +220,9 @@ class EngineSessions:
         """Close one engine, or all, and give the device's memory back."""
         self._free_loop()
         if name is not None:
+            self._executions.pop(name, None)
             self._loaded.pop(name, None)
             return
+        self._executions.clear()
         self._loaded.clear()
         self._memory.free()
