@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ezaudio.kernels.adaln_backward import batch_stride, residual_norm_backward
 from ezaudio.kernels.norm_tiles import columns, forward_tile, vector
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
@@ -95,10 +96,9 @@ def _residual_norm_fwd_kernel(
         tl.store(stats_ptr + batch * 2 * length + length + row, inverse, mask=row < length)
 
 
-@torch.library.custom_op(
-    "ezaudio::residual_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor weight, Tensor bias, Tensor? shift, Tensor? scale)"
+@operator(
+    "residual_norm",
+    "(Tensor x, Tensor? update, Tensor? gate, Tensor weight, Tensor bias, Tensor? shift, Tensor? scale)"
     " -> (Tensor, Tensor, Tensor)",
 )
 def _residual_norm(
@@ -166,14 +166,17 @@ def residual_norm(
     Args:
         x, update: (B, L, D). Without an update x' is x itself.
         weight, bias: (D,) affine of the LayerNorm.
-        gate: (B, D) float32; None adds the update whole.
-        shift, scale: (B, D) float32, of one stride; None for a plain LayerNorm.
+        gate: (B, D) or (1, D) float32; None adds the update whole.
+        shift, scale: (B, D) or (1, D) float32, of one stride; None for a plain LayerNorm.
 
     Returns:
         x', h: (B, L, D) in the dtype of x.
     """
     assert (shift is None) == (scale is None)
     assert gate is None or update is not None
+    assert update is None or update.shape == x.shape
+    batch, _, width = x.shape
+    gate, shift, scale = (None if v is None else v.expand(batch, width) for v in (gate, shift, scale))
     x = x.contiguous()
     total, out, _ = _residual_norm(x, None if update is None else update.contiguous(), gate, weight, bias, shift, scale)
     return (x if update is None else total), out

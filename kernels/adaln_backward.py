@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ezaudio.kernels.norm_gradient import added, levelled, slanted, sum_pair, sum_pieces
 from ezaudio.kernels.norm_tiles import backward_tile, rows_per_program
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
 
@@ -169,10 +170,9 @@ def batch_stride(*vectors: Tensor | None) -> int:
     return strides.pop() if strides else 0
 
 
-@torch.library.custom_op(
-    "ezaudio::residual_norm_backward",
-    mutates_args=(),
-    schema="(Tensor? dsum, Tensor dout, Tensor total, Tensor stats, Tensor? update, Tensor? gate, Tensor weight,"
+@operator(
+    "residual_norm_backward",
+    "(Tensor? dsum, Tensor dout, Tensor total, Tensor stats, Tensor? update, Tensor? gate, Tensor weight,"
     " Tensor bias, Tensor? scale) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def residual_norm_backward(

@@ -29,6 +29,7 @@ from ezaudio.kernels.head_norm import (
     store_head,
     tile_widths,
 )
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow, product
 
@@ -114,10 +115,9 @@ def _attention_fwd_kernel(
     tl.store(lse_ptr + head * length + row, highest + tl.log2(total), mask=row_mask)
 
 
-@torch.library.custom_op(
-    "ezaudio::attention",
-    mutates_args=(),
-    schema="(Tensor q, Tensor k, Tensor v, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias,"
+@operator(
+    "attention",
+    "(Tensor q, Tensor k, Tensor v, Tensor q_weight, Tensor q_bias, Tensor k_weight, Tensor k_bias,"
     " Tensor? cos, Tensor? sin, Tensor? key_mask) -> (Tensor, Tensor)",
 )
 def _attention(
@@ -212,15 +212,17 @@ def qk_norm_attention(
         k, v: (B, H, S, E) in the dtype of q, last stride 1.
         norm_q, norm_k: weight and bias (E,) of the LayerNorm over the head width.
         rope: cos and sin (L, E/2) float32; self-attention only.
-        key_mask: (B, S) True where the key is valid. A row without a valid key gives zeros.
+        key_mask: (B, S) or (1, S), True where the key is valid. A row without a valid key gives zeros.
 
     Returns:
         (B, L, H·E).
     """
     assert q.dtype == k.dtype == v.dtype
     assert q.stride(3) == k.stride(3) == v.stride(3) == 1
+    assert k.shape == v.shape
+    assert (k.shape[:2], k.shape[3]) == (q.shape[:2], q.shape[3])
     cos, sin = (None, None) if rope is None else (table.contiguous() for table in rope)
-    mask = None if key_mask is None else key_mask.contiguous()
+    mask = None if key_mask is None else key_mask.expand(len(q), k.shape[2]).contiguous()
     assert cos is None or (cos.shape[0] >= max(q.shape[2], k.shape[2]) and cos.dtype == torch.float32)
     out, _ = _attention(q, k, v, *norm_q, *norm_k, cos, sin, mask)
     return out.flatten(2)

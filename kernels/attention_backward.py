@@ -29,6 +29,7 @@ from ezaudio.kernels.head_norm import (
     store_head,
     tile_widths,
 )
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow, product
 
@@ -231,10 +232,9 @@ def tiles(dtype: torch.dtype, tail: int) -> tuple[dict[str, int], dict[str, int]
     return dq, {"BLOCK_Q": 32, "BLOCK_K": 64, "num_warps": warps, "num_stages": stages}
 
 
-@torch.library.custom_op(
-    "ezaudio::attention_backward",
-    mutates_args=(),
-    schema="(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor q_weight, Tensor q_bias, Tensor k_weight,"
+@operator(
+    "attention_backward",
+    "(Tensor dout, Tensor q, Tensor k, Tensor v, Tensor q_weight, Tensor q_bias, Tensor k_weight,"
     " Tensor k_bias, Tensor? cos, Tensor? sin, Tensor? key_mask, Tensor out, Tensor lse)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor)",
 )

@@ -13,11 +13,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.rounding import INTERPRETED, narrow
 
 BLOCK, WARPS = 512, 2
@@ -100,7 +100,7 @@ def _geglu_bwd_kernel(
     tl.store(dx_ptr + pair + HIDDEN, narrow(dgate, dx_ptr.dtype.element_ty), mask=mask)
 
 
-@torch.library.custom_op("ezaudio::geglu", mutates_args=(), schema="(Tensor x) -> Tensor")
+@operator("geglu", "(Tensor x) -> Tensor")
 def _geglu(x: Tensor) -> Tensor:
     out = _geglu_fake(x)
     hidden = out.shape[-1]
@@ -114,7 +114,7 @@ def _geglu_fake(x: Tensor) -> Tensor:
     return x.new_empty((*x.shape[:-1], x.shape[-1] // 2))
 
 
-@torch.library.custom_op("ezaudio::geglu_backward", mutates_args=(), schema="(Tensor dout, Tensor x) -> Tensor")
+@operator("geglu_backward", "(Tensor dout, Tensor x) -> Tensor")
 def _geglu_backward(dout: Tensor, x: Tensor) -> Tensor:
     dx = _geglu_backward_fake(dout, x)
     hidden = dout.shape[-1]

@@ -16,6 +16,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.philox import normals
 
 CHUNK = 4096  # values of a clip a program takes the moments of
@@ -142,10 +143,9 @@ def _philox_normal_fwd_kernel(
     tl.store(out_ptr + batch * size + index, values, mask=index < size)
 
 
-@torch.library.custom_op(
-    "ezaudio::sampler_step",
-    mutates_args=(),
-    schema="(Tensor latents, Tensor conditional, Tensor row, Tensor? negative, Tensor? previous_clean, Tensor? scale,"
+@operator(
+    "sampler_step",
+    "(Tensor latents, Tensor conditional, Tensor row, Tensor? negative, Tensor? previous_clean, Tensor? scale,"
     " Tensor? rescale, Tensor? noise, Tensor? seeds, Tensor? items, int step, Tensor? given, Tensor? mask)"
     " -> (Tensor, Tensor)",
 )
@@ -214,6 +214,10 @@ def sampler_step(
     """
     tensors = (latents, conditional, negative, previous_clean, noise, given)
     assert all(t.dtype == torch.float32 and t.is_contiguous() for t in tensors if t is not None)
+    assert all(t.shape == latents.shape for t in tensors if t is not None)
+    batch, _, frames = latents.shape
+    assert all(t.shape == (batch,) for t in (scale, rescale, seeds, items) if t is not None)
+    assert mask is None or mask.shape == (batch, frames)
     assert (negative is None) == (scale is None) == (rescale is None)
     assert (given is None) == (mask is None)
     assert (seeds is None) == (items is None)
@@ -223,9 +227,7 @@ def sampler_step(
     )
 
 
-@torch.library.custom_op(
-    "ezaudio::philox_normal", mutates_args=(), schema="(Tensor seeds, Tensor items, int step, SymInt[] shape) -> Tensor"
-)
+@operator("philox_normal", "(Tensor seeds, Tensor items, int step, SymInt[] shape) -> Tensor")
 def _philox_normal(seeds: Tensor, items: Tensor, step: int, shape: list[int]) -> Tensor:
     out = _philox_normal_fake(seeds, items, step, shape)
     size = out[0].numel()

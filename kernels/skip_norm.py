@@ -23,6 +23,7 @@ from torch import Tensor
 from ezaudio.kernels.adaln_backward import batch_stride
 from ezaudio.kernels.norm_gradient import added, levelled, slanted, sum_pair, sum_pieces
 from ezaudio.kernels.norm_tiles import backward_tile, columns, forward_tile, rows_per_program, vector
+from ezaudio.kernels.operator import operator
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 from ezaudio.kernels.row_sums import add_programs, empty_sums
@@ -262,10 +263,9 @@ def _skip_norm_bwd_kernel(
             tl.store(partial_ptr + 4 * WIDTH + end_column, -tl.sum(end_closing, axis=0), mask=end_valid)
 
 
-@torch.library.custom_op(
-    "ezaudio::skip_norm",
-    mutates_args=(),
-    schema="(Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
+@operator(
+    "skip_norm",
+    "(Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias) -> (Tensor, Tensor)",
 )
 def _skip_norm(
     x: Tensor, update: Tensor | None, gate: Tensor | None, skip: Tensor, weight: Tensor, bias: Tensor
@@ -286,10 +286,9 @@ def _skip_norm_fake(x: Tensor, *_: Tensor | None) -> tuple[Tensor, Tensor]:
     return x.new_empty((batch, length, 2 * width)), x.new_empty((batch, 2, length), dtype=torch.float32)
 
 
-@torch.library.custom_op(
-    "ezaudio::skip_norm_backward",
-    mutates_args=(),
-    schema="(Tensor dout, Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias,"
+@operator(
+    "skip_norm_backward",
+    "(Tensor dout, Tensor x, Tensor? update, Tensor? gate, Tensor skip, Tensor weight, Tensor bias,"
     " Tensor stats) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
 )
 def _skip_norm_backward(
@@ -360,11 +359,13 @@ def skip_norm(
     Args:
         x, update, skip: (B, L, D).
         weight, bias: (2D,) affine of the LayerNorm.
-        gate: (B, D) float32; comes with the update.
+        gate: (B, D) or (1, D) float32; comes with the update.
 
     Returns:
         (B, L, 2D) in the dtype of x.
     """
     assert (update is None) == (gate is None)
+    assert all(part is None or part.shape == x.shape for part in (update, skip))
     update = None if update is None else update.contiguous()
+    gate = None if gate is None else gate.expand(len(x), x.shape[2])
     return _skip_norm(x.contiguous(), update, gate, skip.contiguous(), weight, bias)[0]

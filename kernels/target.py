@@ -7,10 +7,14 @@ from functools import cache
 import torch
 
 
-@cache
 def capability() -> int:
-    """Major compute capability of the device; 0 without one."""
-    return torch.cuda.get_device_capability()[0] if torch.cuda.is_available() else 0
+    """Major compute capability of the present device; 0 without one."""
+    return _capability(torch.cuda.current_device()) if torch.cuda.is_available() else 0
+
+
+@cache
+def _capability(device: int) -> int:
+    return torch.cuda.get_device_capability(device)[0]
 
 
 def is_hopper() -> bool:
@@ -18,7 +22,11 @@ def is_hopper() -> bool:
     return capability() == 9
 
 
-@cache
 def multiprocessors() -> int:
-    """Of the device."""
-    return torch.cuda.get_device_properties().multi_processor_count
+    """Of the present device."""
+    return _multiprocessors(torch.cuda.current_device())
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -30,6 +31,34 @@ def arguments(seed: int = 1) -> dict[str, Tensor]:
     return {name: value.to(DEVICE) for name, value in given.items()}
 
 
+def test_operators_run_on_the_device_of_their_tensors(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mock of the switch between GPUs: Triton itself takes the program's present one."""
+    entered: list[Tensor] = []
+
+    def device_of(tensor: Tensor) -> nullcontext[None]:
+        entered.append(tensor)
+        return nullcontext()
+
+    monkeypatch.setattr(torch.cuda, "device_of", device_of)
+    model = small_model(DEBUG.dit).fuse()
+    model(**arguments()).backward(random(*BATCH[0], seed=9).to(DEVICE))
+    assert len(entered) > 10  # forward and backward of every operator of two blocks
+    assert all(isinstance(tensor, Tensor) for tensor in entered)
+
+
+def test_sizes_that_do_not_fit_are_refused_before_they_are_read() -> None:
+    x, vector = random(2, 5, 8, seed=1).to(DEVICE), random(8, seed=2).to(DEVICE)
+    with pytest.raises(RuntimeError, match="expand"):
+        adaln.residual_norm(x, vector, vector, x, random(3, 8, seed=3).to(DEVICE))
+    for update in (x[:1], x[:, :4]):
+        with pytest.raises(AssertionError):
+            adaln.residual_norm(x, vector, vector, update)
+        with pytest.raises(AssertionError):
+            skip_norm.skip_norm(x, update, torch.cat([vector, vector]), torch.cat([vector, vector]))
+    with pytest.raises(AssertionError):
+        sampler_step.sampler_step(x, x[:1], torch.zeros(6, device=DEVICE))
+
+
 def test_control_residuals_reach_the_fused_skips() -> None:
     plain = small_model(DEBUG.dit)
     fused = copy.deepcopy(plain).fuse()
@@ -39,11 +68,16 @@ def test_control_residuals_reach_the_fused_skips() -> None:
     assert relative_error(got.cpu(), expected.cpu()) < 1e-5  # measured: 4e-7
 
 
-def test_gradients_of_the_whole_model_match() -> None:
+@pytest.mark.parametrize("shared", ["", "timesteps", "context_mask"])
+def test_gradients_of_the_whole_model_match(shared: str) -> None:
+    """shared: one row for both clips, which plain PyTorch broadcasts."""
     plain = small_model(DEBUG.dit)
     fused = copy.deepcopy(plain).fuse()
+    given = arguments()
+    for name, row in {"timesteps": torch.tensor([10]), "context_mask": torch.arange(5)[None] < 3}.items():
+        given[name] = row.to(DEVICE) if name == shared else given[name]
     for model in (plain, fused):
-        model(**arguments()).backward(random(*BATCH[0], seed=9).to(DEVICE))
+        model(**given).backward(random(*BATCH[0], seed=9).to(DEVICE))
     for (name, a), (_, b) in zip(plain.named_parameters(), fused.named_parameters(), strict=True):
         if name.endswith("cross_attn.norm_k.bias"):
             continue  # zero in exact arithmetic

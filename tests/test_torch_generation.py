@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +17,7 @@ from ezaudio.export.text_graph import relative_buckets
 from ezaudio.runtime.errors import BackendError, CancelledError
 from ezaudio.runtime.solvers import solver_plan
 from ezaudio.runtime.torch_backend import generation, recording
+from ezaudio.runtime.torch_backend.exact import exact
 from ezaudio.runtime.torch_backend.modules import compute_type
 from ezaudio.runtime.torch_backend.random_graphs import random_graphs
 from ezaudio.runtime.torch_backend.recording import Recording
@@ -118,6 +121,51 @@ def test_an_item_does_not_depend_on_its_neighbours() -> None:
     assert negative is not None
     alone = model.generate(replace(request(text_states=[second]), seeds=[1], negative_states=[negative[1]]))
     assert golden.relative_error(alone.latents[0], a.latents[1]) < 1e-5  # measured: 9e-7
+
+
+def test_a_programs_own_types_and_autocast_change_nothing() -> None:
+    run = sessions()
+    asked = request()
+    expected = run.generate(asked)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert run.generate(asked).latents.tobytes() == expected.latents.tobytes()
+    torch.set_default_dtype(torch.float64)
+    try:
+        got = run.generate(asked)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert got.latents.tobytes() == expected.latents.tobytes()
+
+
+def test_switches_stay_exact_until_the_last_run_ends_and_come_back() -> None:
+    """Runs of several threads: the first one to end must not give the others the program's switches."""
+    matmul, cudnn, mkldnn = torch.backends.cuda.matmul, torch.backends.cudnn, torch.backends.mkldnn
+    own = [(matmul, "allow_bf16_reduced_precision_reduction", True), (cudnn, "deterministic", False)]
+    own += [(matmul, "allow_fp16_accumulation", True), (mkldnn.matmul, "fp32_precision", "bf16")]  # type: ignore[attr-defined]
+    before = [(place, name, getattr(place, name)) for place, name, _ in own]
+    try:
+        for place, name, value in own:
+            setattr(place, name, value)
+        with ExitStack() as first, ExitStack() as second:
+            first.enter_context(exact())
+            with ThreadPoolExecutor(1) as pool:
+                pool.submit(second.enter_context, exact()).result()
+                inside = [getattr(place, name) for place, name, _ in own]
+                first.close()
+                assert [getattr(place, name) for place, name, _ in own] == inside == [False, True, False, "ieee"]
+                pool.submit(second.close).result()
+        assert [getattr(place, name) for place, name, _ in own] == [value for _, _, value in own]
+    finally:
+        for place, name, value in before:
+            setattr(place, name, value)
+
+
+@pytest.mark.parametrize("part", ["given", "mask", "energy"])
+def test_a_request_has_the_same_number_of_everything(part: str) -> None:
+    arrays = edited(2) | controlled(2)
+    request(2, **arrays)
+    with pytest.raises(AssertionError):
+        request(2, **arrays | {part: arrays[part][:1]})
 
 
 def test_requests_of_one_shape_share_a_recording() -> None:

@@ -49,7 +49,7 @@ def load_graphs(folder: Path, manifest: Manifest) -> dict[str, Graph]:
         found: dict[str, Tensor] = {}
         for key, parameter in graph.state_dict().items():
             if key in TRAINING_ONLY:
-                found[key] = torch.zeros(parameter.shape)
+                found[key] = torch.zeros(parameter.shape, dtype=torch.float32)
                 continue
             tensor = next((stored[key + ending] for ending in ENDINGS if key + ending in stored), None)
             if tensor is None or tensor.shape != parameter.shape:

@@ -8,6 +8,7 @@ Nothing here runs without a GPU; `Direct` is the same without recording, and wha
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -22,6 +23,8 @@ Function = Callable[[Tensors, Callable[[int], None]], dict[str, Tensor]]
 OnStepDone = Callable[[int], None]
 
 POLL_S = 0.0002
+
+_recording = threading.Lock()  # PyTorch records one graph at a time in a process
 
 
 class Direct:
@@ -62,16 +65,17 @@ class Recording:
         }
         self._num_steps = num_steps
         self._numbers = torch.arange(num_steps, dtype=torch.int32, device=device)
-        self._reached = torch.full((1,), -1, dtype=torch.int32).pin_memory()
+        self._reached = torch.full((1,), -1, dtype=torch.int32, device="cpu").pin_memory()
         self._load(inputs)
-        stream.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(stream):
-            function(self._inputs, self._mark)  # outside the recording: kernels compile, libraries take their workspace
-        stream.synchronize()
-        self._graph = torch.cuda.CUDAGraph()
-        # Other threads may use the device meanwhile.
-        with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-            self._outputs = function(self._inputs, self._mark)
+        with _recording:
+            stream.wait_stream(torch.cuda.current_stream(device))
+            with torch.cuda.stream(stream):
+                function(self._inputs, self._mark)  # before it: kernels compile, libraries take their workspace
+            stream.synchronize()
+            self._graph = torch.cuda.CUDAGraph()
+            # Other threads may use the device meanwhile.
+            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
+                self._outputs = function(self._inputs, self._mark)
 
     def _load(self, inputs: Tensors) -> None:
         for name, value in inputs.items():

@@ -77,6 +77,10 @@ class Request:
         assert len(self.steps) == self.plan.num_steps
         assert not self.steps[0].reused
         assert self.negative_states is not None or not any(step.guided for step in self.steps)
+        frames = (batch, self.num_frames)
+        assert self.mask is None or self.mask.shape == frames
+        assert self.given is None or (len(self.given), self.given.shape[2]) == frames
+        assert self.energy is None or self.energy.shape == (batch, 1, 2 * self.num_frames)
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,13 +151,15 @@ def host_inputs(request: Request, shape: Shape, latent_channels: int) -> dict[st
     seeds = [seed % 2**64 for seed in request.seeds]
     if shape.on_device:
         signed = [seed - 2**64 if seed >= 2**63 else seed for seed in seeds]
-        return tensors | {"seeds": torch.tensor(signed, dtype=torch.int64)}
-    draws = torch.empty((1 + (request.plan.num_steps if shape.draws else 0), *size))
+        return tensors | {"seeds": torch.from_numpy(np.array(signed, np.int64))}
+    # The program's own defaults of types and devices are not asked: a seed gives one clip.
+    plain: dict[str, Any] = {"dtype": torch.float32, "device": "cpu"}
+    draws = torch.empty((1 + (request.plan.num_steps if shape.draws else 0), *size), **plain)
     for item, seed in enumerate(seeds):
         if request.noise == "torch":  # the stream that `TorchNoise` repeats, fifty times as fast
-            generator = torch.Generator().manual_seed(seed)
+            generator = torch.Generator("cpu").manual_seed(seed)
             for draw in draws:
-                draw[item] = torch.randn(size[1:], generator=generator)
+                draw[item] = torch.randn(size[1:], generator=generator, **plain)
         else:
             source = PhiloxNoise(seed)
             for step, draw in enumerate(draws):

@@ -69,6 +69,8 @@ class TorchSessions:
     ) -> None:
         self.config, self.device, self.dtype = config, torch.device(device), dtype
         on_gpu = self.device.type == "cuda"
+        if on_gpu and self.device.index is None:  # the present one, also when a program turns to another later
+            self.device = torch.device("cuda", torch.cuda.current_device())
         self.fused = on_gpu and find_spec("triton") is not None if fused is None else fused
         self.recorded = on_gpu if recorded is None else recorded
         if on_gpu and not self.fused:
