@@ -333,6 +333,8 @@ def parsed() -> argparse.Namespace:
     arguments.models = set(arguments.models.split(","))
     if unknown := arguments.models - {"xl", "l"}:
         parser.error(f"unknown models {', '.join(sorted(unknown))}: expected xl, l or both")
+    if not any(wanted(section, set(arguments.only.split(",")), arguments.models) for section in SECTIONS):
+        parser.error(f"--only {arguments.only} has nothing to measure of {', '.join(sorted(arguments.models))}")
     if arguments.official and not (arguments.official / "src").is_dir():
         parser.error(f"'{arguments.official}' is no checkout of the official code: it has no src")
     return arguments
