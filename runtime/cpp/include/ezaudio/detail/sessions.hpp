@@ -6,6 +6,7 @@
 #include <filesystem>
 #include <initializer_list>
 #include <map>
+#include <mutex>
 #include <string>
 #include <utility>
 #include <vector>
@@ -54,6 +55,13 @@ Ort::Value view(const Element* data, std::size_t count, const Shape& shape) {
 
 inline Ort::Value view(const Tensor& tensor) { return view(tensor.data.data(), tensor.data.size(), tensor.shape); }
 
+/// Held while the one ONNX Runtime environment of a process is changed, or read to open a session: older versions do not
+/// guard it against Pipelines that are made in several threads.
+inline std::mutex& environment_mutex() {
+    static std::mutex mutex;
+    return mutex;
+}
+
 /// Inputs of one run, by name.
 using Inputs = std::map<std::string, const Ort::Value*>;
 
@@ -95,7 +103,10 @@ public:
             Ort::ThrowOnError(Ort::GetApi().Run(session, nullptr, input_names.data(), values.data(), values.size(),
                                                 output_names.data(), output_names.size(), outputs.data()));
         } catch (const Ort::Exception& error) {
-            refuse(name, std::string("cannot run: ") + error.what());
+            const std::string reason = error.what();
+            if (reason.find("llocate") == std::string::npos) refuse(name, "cannot run: " + reason);
+            throw BundleError("there is no memory to run graph " + python_repr(name) + " (" + reason +
+                              "): make a shorter clip, close other programs, or set low_memory");
         }
         std::vector<Ort::Value> results;
         results.reserve(graph.outputs.size());
@@ -140,7 +151,7 @@ private:
         }
         const std::filesystem::path path = folder_ / path_of(graph->second.file);
         try {
-            Ort::Session session(environment_, path.c_str(), runs_once(name) ? once_options_ : options_);
+            Ort::Session session = opened(path, runs_once(name) ? once_options_ : options_);
             std::vector<std::string> inputs, outputs;
             Ort::AllocatorWithDefaultOptions allocator;
             for (std::size_t index = 0; index < session.GetInputCount(); ++index) {
@@ -155,6 +166,11 @@ private:
         } catch (const Ort::Exception& error) {
             throw BundleError("ONNX Runtime cannot open '" + path_text(path) + "': " + error.what());
         }
+    }
+
+    Ort::Session opened(const std::filesystem::path& path, const Ort::SessionOptions& options) const {
+        const std::lock_guard<std::mutex> lock(environment_mutex());
+        return Ort::Session(environment_, path.c_str(), options);
     }
 
     static void check_names(const std::string& name, const std::vector<TensorSpec>& specs,
@@ -199,12 +215,14 @@ private:
             return;
         }
         const auto memory = Ort::MemoryInfo::CreateCpu(OrtArenaAllocator, OrtMemTypeDefault);
+        const std::lock_guard<std::mutex> lock(environment_mutex());
         try {
             // One region for a step or a part of a decode, and no tensor takes more of a free piece than it needs.
             constexpr int region = 1 << 28, wasted = 1 << 20;
             environment_.CreateAndRegisterAllocator(memory, Ort::ArenaCfg(0, -1, region, wasted));
         } catch (const Ort::Exception&) {
-            // One is registered already, by another bundle or by the application: it serves as well.
+            // One is registered already, by another bundle or by the application, and serves as well. Newer versions of
+            // ONNX Runtime take this one in its place; what is open keeps what it has.
         }
         options_.AddConfigEntry("session.use_env_allocators", "1");
         options_.AddConfigEntry("session.use_device_allocator_for_initializers", "1");
