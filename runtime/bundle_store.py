@@ -60,7 +60,7 @@ def find_bundle(name: str | os.PathLike[str] | None, precision: str | None = Non
         return _folder(Path(name), precision)
     wanted = PRECISIONS if precision is None else (precision,)
     for candidate in wanted:
-        if (path := cached_bundle(model, candidate) / FILE_NAME).is_file():
+        if os.path.isfile(path := cached_bundle(model, candidate) / FILE_NAME):
             return path.parent
     if model == "nano" and _precision_of(PACKAGED) == precision:
         return PACKAGED
@@ -88,6 +88,6 @@ def _folder(path: Path, precision: str | None) -> Path:
 def _precision_of(folder: Path) -> str | None:
     from ezaudio.runtime.manifest import read_manifest
 
-    if not (folder / FILE_NAME).is_file():
+    if not os.path.isfile(folder / FILE_NAME):
         return None
     return read_manifest(folder, verify=False).precision

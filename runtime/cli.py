@@ -7,6 +7,7 @@ soundfile and ONNX Runtime are imported where used: `--help` answers at once.
 from __future__ import annotations
 
 import json
+import math
 import secrets
 import time
 from dataclasses import asdict, dataclass
@@ -24,7 +25,7 @@ from ezaudio.runtime.audio_file import (
     encode_metadata,
     read_settings,
 )
-from ezaudio.runtime.command import Command, one_line
+from ezaudio.runtime.command import Command, Numbers, one_line
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.given_sound import GivenSound
 from ezaudio.runtime.naming import Destination, file_stem
@@ -78,21 +79,6 @@ SETTINGS: dict[str, tuple[type, ...]] = {
     "guidance_interval": (list,),
     "reuse": (list,),
 }
-
-
-class Numbers(click.ParamType[list[Any]]):
-    """Numbers with commas between them."""
-
-    name = "numbers"
-
-    def __init__(self, kind: type[int] | type[float]) -> None:
-        self._kind = kind
-
-    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> list[Any]:
-        try:
-            return [self._kind(part) for part in value.split(",")] if value else []
-        except ValueError:
-            self.fail(f"{value!r} is no list of numbers: expected some with commas between, such as 0.2,1")
 
 
 def _tell(message: str) -> None:
@@ -156,7 +142,7 @@ class Job:
 @click.option(
     "--variations", type=click.IntRange(1), default=1, metavar="N", help="Sounds per prompt, seeds counting up."
 )
-@click.option("--edit", metavar="FILE", help="Make a part of this sound anew, and leave the rest.")
+@click.option("--edit", metavar="FILE", help="Make a part of this sound anew; mono at the model's rate.")
 @click.option(
     "--between",
     type=Numbers(float),
@@ -219,7 +205,10 @@ def main(
         made_with = _read_source(source)
         if {"num_steps", "solver"} & given.keys():
             made_with["reuse"] = []  # it names steps of the plan that these change
-        given = {name: made_with[name] for name in SETTINGS} | given
+        kept = dict.fromkeys(SETTINGS)
+        if given.get("solver", made_with["solver"]) != made_with["solver"]:
+            del kept["eta"]  # another solver adds its own usual noise, or none
+        given = {name: made_with[name] for name in kept} | given
         seed = made_with["seed"] if seed is None else seed
         prompts = (made_with["prompt"],)
     words = prompts if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts) else ()
@@ -240,7 +229,10 @@ def main(
     model = _load_model(bundle, precision, Opening(backend, device, threads, low_memory), source, made_with)
     if words:
         _tell(f"Note: {len(words)} prompts of one word each; quotes around them make one prompt.")
-    sound = None if sound is None else sound.read(model)
+    if sound is not None:
+        sound = sound.read(model)
+        if note := sound.changes(model.sample_rate):
+            _tell(f"Note: {note}")
     _run(Job(sounds, destination, format, depth, picture, as_json, quiet, sound), model)
 
 
@@ -269,6 +261,9 @@ def _run(job: Job, model: TextToAudio) -> None:
         picture_path = job.spectrogram.write(path.stem, ".png", picture) if job.spectrogram else None
 
         audio_s = len(samples) / sample_rate
+        if settings.edit is not None and job.bit_depth != 32 and (peak := float(abs(samples).max())) > 1:
+            loss = f"all of it was turned down by {20 * math.log10(peak):.1f} dB"
+            _tell(f"Note: the edited sound is beyond full scale: {loss}; --bit-depth 32 in a wav keeps its level")
         for warning in generation.warnings:
             _tell(f"Warning: {warning}")
         if job.as_json:

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
 from ezaudio.runtime.errors import EzAudioError
+
+if TYPE_CHECKING:
+    ListType = click.ParamType[list[Any]]
+else:
+    ListType = click.ParamType  # which takes a parameter since Click 8.4 alone
 
 
 class Command(click.Command):
@@ -39,3 +44,18 @@ class Group(Command, click.Group):
 def one_line(text: str) -> str:
     """Without line breaks and control characters: what a file brings along must not steer the terminal."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+class Numbers(ListType):
+    """An option's numbers, with commas between them."""
+
+    name = "numbers"
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, context: click.Context | None) -> list[Any]:
+        try:
+            return [self._kind(part) for part in value.split(",")] if value else []
+        except ValueError:
+            self.fail(f"{value!r} is no list of numbers: expected some with commas between, such as 0.2,1")

@@ -60,6 +60,19 @@ class GivenSound:
             raise InputError("this bundle has no ControlNet for --control: export one with --controlnet energy")
         return replace(self, samples=read_start(self.path, MAX_CLIP_S, model.sample_rate))
 
+    def changes(self, sample_rate: int) -> str | None:
+        """What an edit does to all of the file, where it does: mono at the model's rate is what models know."""
+        from ezaudio.runtime.sound_file import open_sound
+
+        if self.region is None:
+            return None
+        with open_sound(self.path) as file:
+            found = file.channels, file.samplerate
+        if found == (1, sample_rate):
+            return None
+        of = "mono" if found[0] == 1 else f"{found[0]} channels"
+        return f"'{self.path}' ({of}, {found[1]} Hz) becomes mono at {sample_rate} Hz"
+
     def generate(self, model: TextToAudio, prompt: str, *, duration_s: float, **given: Any) -> Generation:
         assert self.samples is not None
         if self.region is not None:

@@ -77,9 +77,9 @@ class Destination:
         else:  # a link is followed, so that what it points to is replaced and not the link
             target = Path(os.path.realpath(given)) if os.path.islink(given) else Path(given)
             folder, name = target.parent, target.name
-        if not folder.exists():
+        if not os.path.exists(folder):  # a path that may not be looked at is none, where Path would raise
             raise InputError(f"{flag}: no folder '{folder}': create it (mkdir -p '{folder}') or name another")
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             raise InputError(f"{flag}: '{folder}' is a file, expected a folder: name another")
         try:
             with tempfile.TemporaryFile(dir=folder):

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime as ort
 
-from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph
-from ezaudio.runtime.errors import BundleError
+from ezaudio.runtime.denoising import HANDED_ON, Evaluation, OnStepDone, StepGraph, loop_shape
+from ezaudio.runtime.errors import BackendError, BundleError
 from ezaudio.runtime.manifest import Manifest
 from ezaudio.runtime.tensor_spec import TensorSpec
 
@@ -55,6 +56,8 @@ class GraphSessions:
         self._threads, self._low_memory = threads, low_memory
         self._sessions: dict[str, ort.InferenceSession] = {}
         self._captured: dict[str, ort.InferenceSession] = {}
+        self._loop: DenoiserLoop | None = None
+        self._keeps_loop = self.device != "cpu"  # there, captured graphs are what is kept; here, only memory would be
 
     def open(self, name: str) -> ort.InferenceSession:
         """Raises BundleError when the bundle has no such graph or ONNX Runtime refuses it."""
@@ -112,7 +115,8 @@ class GraphSessions:
         """One evaluation on host arrays: outputs by name."""
         session = self.open(name)
         names = [spec.name for spec in self.manifest.graphs[name].outputs]
-        return dict(zip(names, session.run(names, inputs), strict=True))
+        with _room(name):
+            return dict(zip(names, session.run(names, inputs), strict=True))
 
     def denoise(
         self,
@@ -122,8 +126,16 @@ class GraphSessions:
         noise: Callable[[int], Float32] | None,
         on_step_done: OnStepDone,
     ) -> Float32:
-        """The sampling loop, see `denoising.Sessions`."""
-        loop = DenoiserLoop(self, denoiser, control, latents)
+        """The sampling loop, see `denoising.Sessions`. On a GPU loops of one shape replay what the first captured."""
+        graphs = [denoiser] if control is None else [control, denoiser]
+        if self._loop is None or self._loop.shape != loop_shape(graphs, latents):
+            self._loop = None
+            self._captured.clear()  # with the graphs of other shapes, which a session keeps for ever
+            self._loop = DenoiserLoop(self, graphs, latents)
+        loop = self._loop
+        if not self._keeps_loop:
+            self._loop = None
+        loop.load(graphs, latents)
         for index in range(denoiser.num_steps):
             changed: dict[str, Array] = {} if noise is None else {"noise": noise(index)}
             loop.step(index, changed)
@@ -136,11 +148,26 @@ class GraphSessions:
 
     def release(self, name: str | None = None) -> None:
         """Close one session, or all."""
+        self._loop = None
         for sessions in (self._sessions, self._captured):
             if name is None:
                 sessions.clear()
             else:
                 sessions.pop(name, None)
+
+
+@contextmanager
+def _room(name: str) -> Iterator[None]:
+    """What a graph cannot allocate is the user's to mend; any other error of a run is a defect."""
+    try:
+        yield
+    except Exception as error:
+        if "alloc" not in str(error).lower():
+            raise
+        raise BackendError(
+            f"there is no memory to run graph {name!r} ({str(error).splitlines()[0][:200]}): make a shorter clip, "
+            "close other programs, or add --low-memory"
+        ) from error
 
 
 def _save_memory(options: ort.SessionOptions, name: str, low_memory: bool) -> None:
@@ -180,7 +207,7 @@ class BoundGraph:
         self, sessions: GraphSessions, evaluation: Evaluation, first: dict[str, Array], sizes: dict[str, int]
     ) -> None:
         """first: values of the inputs that `run` changes, for their shapes. sizes: of the loop's axes."""
-        self._session = sessions.open_captured(evaluation.graph)
+        self._name, self._session = evaluation.graph, sessions.open_captured(evaluation.graph)
         self._binding = self._session.io_binding()
         taken, given = sessions.specs(evaluation.graph)
         fed = {spec.name for spec in taken}
@@ -204,6 +231,12 @@ class BoundGraph:
         # A captured graph is replayed by its number whatever is bound now, so every set of buffers needs its own.
         self._options: dict[Hashable, Any] = {}
 
+    def load(self, constants: dict[str, Array]) -> None:
+        """Take the values of another clip."""
+        for name, value in constants.items():
+            if name in self._inputs and value.size:
+                self._inputs[name].update_inplace(np.ascontiguousarray(value))
+
     def bind_input(self, name: str, value: ort.OrtValue) -> None:
         self._binding.bind_ortvalue_input(name, value)
 
@@ -218,7 +251,8 @@ class BoundGraph:
         if buffers not in self._options:
             options = self._options[buffers] = ort.RunOptions()
             options.add_run_config_entry("gpu_graph_id", str(next(self._numbers)))
-        self._session.run_with_iobinding(self._binding, self._options[buffers])
+        with _room(self._name):
+            self._session.run_with_iobinding(self._binding, self._options[buffers])
 
 
 def buffer(array: Array, device: str) -> ort.OrtValue:
@@ -227,23 +261,34 @@ def buffer(array: Array, device: str) -> ort.OrtValue:
 
 
 class DenoiserLoop:
-    """The denoiser and, before it in every step, a ControlNet; a step swaps two pairs of buffers."""
+    """The denoiser and, before it in every step, a ControlNet; a step swaps two pairs of buffers.
 
-    def __init__(
-        self, sessions: GraphSessions, denoiser: StepGraph, control: StepGraph | None, latents: Float32
-    ) -> None:
+    The first clip of a shape makes the buffers, `load` fills them for each.
+    """
+
+    def __init__(self, sessions: GraphSessions, graphs: list[StepGraph], latents: Float32) -> None:
         device = sessions.device
         zeros = np.zeros_like(latents)
-        self._latents = [buffer(latents, device), buffer(zeros, device)]
+        self.shape = loop_shape(graphs, latents)
+        self._latents = [buffer(zeros, device), buffer(zeros, device)]
         self._clean = [buffer(zeros, device), buffer(zeros, device)]
         self._parity = 0
         sizes = {"batch": latents.shape[0], "frames": latents.shape[2]}
-        self._graphs = [denoiser] if control is None else [control, denoiser]
+        self._graphs = graphs
         self._bound = []
         for graph in self._graphs:
             first = {"noise": zeros} | {name: rows[0] for name, rows in graph.rows.items()}
             self._bound.append([BoundGraph(sessions, one, first, sizes) for one in graph.evaluations])
         self._handed: dict[str, ort.OrtValue] = {}
+
+    def load(self, graphs: list[StepGraph], latents: Float32) -> None:
+        """What a clip of this shape begins with."""
+        self._graphs, self._handed = graphs, {}
+        for graph, bound in zip(graphs, self._bound, strict=True):
+            for one, evaluation in zip(bound, graph.evaluations, strict=True):
+                one.load(evaluation.constants)
+        self._latents[0].update_inplace(np.ascontiguousarray(latents))
+        self._clean[0].update_inplace(np.zeros_like(latents))
 
     def step(self, index: int, changed: dict[str, Array]) -> None:
         """Run step `index`; `changed` are inputs besides the rows."""

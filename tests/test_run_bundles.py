@@ -44,6 +44,22 @@ def test_folders_that_are_no_bundle(ezaudio_run):
     )
     fails(ezaudio_run("rain", "--bundle", "file"), "'file'")
     fails(ezaudio_run("rain", "--bundle", ""), "manifest.json")
+    fails(ezaudio_run("rain", "--bundle", f"./{'x' * 300}"), "there is no such folder")
+
+
+@pytest.mark.parametrize("file", ["manifest.json", "spiece.model"])
+def test_a_file_that_may_not_be_read_is_one_line(make, debug_bundle, monkeypatch, file):
+    """With a mock of its permissions, which root would not be held by."""
+    path_open = Path.open
+
+    def refuse(path, *given, **named):
+        if path.name == file:
+            raise PermissionError(13, "Permission denied")
+        return path_open(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    monkeypatch.setattr(Path, "read_bytes", lambda path: refuse(path, "rb").read())
+    fails(make("rain"), f"'{debug_bundle / file}' cannot be read (Permission denied): mend its permissions")
 
 
 @pytest.mark.parametrize(

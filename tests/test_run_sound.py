@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -60,10 +62,25 @@ def test_another_rate_and_two_channels(make: Run) -> None:
     soundfile.write("stereo.flac", stereo, 44100, subtype="PCM_24")
     result = make("rain", "--edit", "stereo.flac", "--between", "1,2", *QUICK, "-o", "edited.wav")
     assert result.exit_code == 0, result.output
+    assert "Note: 'stereo.flac' (2 channels, 44100 Hz) becomes mono at 24000 Hz" in result.stderr
     edited, rate = soundfile.read("edited.wav", dtype="float32")
     assert (rate, len(edited)) == (RATE, 3 * RATE)
     mono = soxr.resample(soundfile.read("stereo.flac", dtype="float32")[0].mean(axis=1), 44100, RATE)
     assert np.array_equal(edited[: RATE // 2], mono[: RATE // 2])
+
+
+def test_an_edit_that_is_turned_down_says_so(make: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    edit = TextToAudio.edit
+
+    def loud(self: TextToAudio, *given: Any, **settings: Any) -> Any:
+        made = edit(self, *given, **settings)
+        return replace(made, samples=2 * made.samples / abs(made.samples).max())
+
+    monkeypatch.setattr(TextToAudio, "edit", loud)
+    given = ("rain", "--edit", "street.wav", "--between", "1,2", "--steps", 2)
+    said = "Note: the edited sound is beyond full scale: all of it was turned down by 6.0 dB"
+    assert said in make(*given, "-o", "a.wav").stderr
+    assert said not in make(*given, "-o", "b.wav", "--bit-depth", 32).stderr
 
 
 def test_loudness_is_followed(make: Run, debug_bundle: Path) -> None:
@@ -82,6 +99,7 @@ def test_loudness_is_followed(make: Run, debug_bundle: Path) -> None:
     ("arguments", "part"),
     [
         (("--edit", "street.wav"), "add --between START,END"),
+        (("--edit", "headerless.raw", "--between", "1,2"), "'headerless.raw' is no sound file that libsndfile reads"),
         (("--between", "1,2"), "add --edit FILE"),
         (("--edit", "street.wav", "--between", "1"), "needs two numbers"),
         (("--edit", "street.wav", "--between", "1,x"), "is no list of numbers"),
@@ -103,6 +121,7 @@ def test_loudness_is_followed(make: Run, debug_bundle: Path) -> None:
 def test_what_cannot_be_is_one_line_and_no_file(make: Run, arguments: tuple[object, ...], part: str) -> None:
     Path("text.wav").write_text("no sound")
     soundfile.write("silent.wav", np.zeros(0), RATE)
+    Path("headerless.raw").write_bytes(bytes(9000))
     soundfile.write("cut.flac", np.random.default_rng(0).normal(0, 0.1, RATE), RATE)
     Path("cut.flac").write_bytes(Path("cut.flac").read_bytes()[:5000] + bytes(9000))
     if "long.flac" in arguments:

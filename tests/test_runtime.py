@@ -7,6 +7,8 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from unittest.mock import Mock
 
 import golden
 import numpy as np
@@ -16,7 +18,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ezaudio.checkpoints import open_source
-from ezaudio.runtime.errors import CancelledError, InputError
+from ezaudio.runtime.errors import BackendError, CancelledError, InputError
 from ezaudio.runtime.manifest import GraphEntry, read_manifest
 from ezaudio.runtime.noise import PhiloxNoise, TorchNoise
 from ezaudio.runtime.session import GraphSessions
@@ -325,3 +327,30 @@ heavy = {{"torch", "transformers", "onnx", "scipy"}} & sys.modules.keys()
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path)
+
+
+def test_clips_of_one_shape_share_their_buffers(debug_bundle: Path) -> None:
+    """As on a GPU, where they replay what the first one captured; captured graphs of other shapes would pile up."""
+    model = TextToAudio(debug_bundle, threads=1)
+    model._sessions._keeps_loop = True  # type: ignore[union-attr]
+    given = {"num_steps": 3, "eta": 1.0}
+    expected = [TextToAudio(debug_bundle, threads=1).generate(text, seed=3, duration_s=0.5, **given) for text in "ab"]
+    loops = []
+    for text, duration_s in (("a", 0.5), ("b", 0.5), ("a", 0.7), ("a", 0.5)):
+        made = model.generate(text, seed=3, duration_s=duration_s, **given)
+        loops.append(model._sessions._loop)
+        if duration_s == 0.5:
+            assert made.samples.tobytes() == expected["ab".index(text)].samples.tobytes()
+    assert loops[0] is loops[1]
+    assert len({id(loop) for loop in loops}) == 3
+
+
+def test_memory_that_is_not_there_is_one_line(debug_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mock of ONNX Runtime's refusal; what else a run raises is a defect."""
+    model = TextToAudio(debug_bundle, threads=1)
+    for said, expected in (("Failed to allocate memory for a buffer", BackendError), ("a defect", RuntimeError)):
+        session = SimpleNamespace(run=Mock(side_effect=RuntimeError(said)))
+        monkeypatch.setattr(model._sessions, "open", lambda name, session=session: session)
+        with pytest.raises(expected, match=said) as raised:
+            model.generate("rain", num_steps=1, duration_s=0.1)
+        assert ("no memory to run graph" in str(raised.value)) == (expected is BackendError)
