@@ -124,6 +124,22 @@ def small_engine(engine_store: EngineStore, engine_cache: Path, tmp_path: Path) 
     return replace(engine, path=tmp_path / engine.path.name)
 
 
+@pytest.fixture(scope="session")
+def clips(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of four sounds with captions, to train on."""
+    from training_cases import captioned_clips
+
+    return captioned_clips(tmp_path_factory.mktemp("clips"))
+
+
+@pytest.fixture
+def own_accelerator() -> None:
+    """A run does not find the state that another test's run left."""
+    from training_cases import forget_accelerator
+
+    forget_accelerator()
+
+
 @pytest.fixture
 def benchmark_scripts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Modules of benchmarks/ are imported by name, as a run from there does, and forgotten afterwards."""

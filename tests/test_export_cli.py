@@ -1,5 +1,6 @@
 """`ezaudio-export` through its entry point: what it refuses, what it says, and that it leaves nothing half-made."""
 
+import json
 import os
 import shutil
 import signal
@@ -185,7 +186,8 @@ def test_ctrl_c_while_it_exports_leaves_nothing(tmp_path):
 @pytest.mark.slow
 def test_a_bundle_takes_the_place_of_another(run, debug_model, tmp_path):
     Path("bundle").mkdir()
-    Path("bundle/manifest.json").touch()
+    older = {"format": "ezaudio-bundle", "format_version": 1, "files": {"old.onnx": {}}}
+    Path("bundle/manifest.json").write_text(json.dumps(older))
     Path("bundle/old.onnx").touch()
     result = run("--model", debug_model, "--precision", "fp16", "-o", "bundle")
     assert result.exit_code == 0

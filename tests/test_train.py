@@ -19,9 +19,7 @@ from safetensors.torch import load_file
 from training_cases import (
     CLIP_S,
     RATE,
-    captioned_clips,
     command,
-    forget_accelerator,
     settings,
     task_of,
     train,
@@ -46,15 +44,7 @@ from ezaudio.training.settings import (
 from ezaudio.training.trainer import Trainer
 from ezaudio.vae import AutoencoderOobleck
 
-
-@pytest.fixture(autouse=True)
-def _own_accelerator() -> None:
-    forget_accelerator()
-
-
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return captioned_clips(tmp_path_factory.mktemp("clips"))
+pytestmark = pytest.mark.usefixtures("own_accelerator")
 
 
 @pytest.mark.parametrize(
@@ -62,12 +52,12 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [("stage1", "adamw"), ("stage2", "adamw"), ("stage2", "muon"), ("controlnet", "adamw"), ("vae", "adamw")],
 )
 def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(
-    kind: str, optimizer: Optimizer, data: Path, tmp_path: Path
+    kind: str, optimizer: Optimizer, clips: Path, tmp_path: Path
 ) -> None:
     run = settings(num_steps=4, accumulation=2, optimizer=optimizer)
-    whole = train(kind, run, data, tmp_path / "whole")
-    train(kind, replace(run, num_steps=2), data, tmp_path / "resumed")
-    resumed = train(kind, run, data, tmp_path / "resumed")
+    whole = train(kind, run, clips, tmp_path / "whole")
+    train(kind, replace(run, num_steps=2), clips, tmp_path / "resumed")
+    resumed = train(kind, run, clips, tmp_path / "resumed")
     assert resumed.step == whole.step == 4
     for name, network in whole.task.networks.items():
         other = checkpoints.weights(resumed.task.networks[name])
@@ -82,30 +72,30 @@ def test_a_resumed_run_is_an_uninterrupted_one_bit_for_bit(
 
 
 @pytest.mark.parametrize("kind", ["stage1", "stage2", "stage3"])
-def test_four_clips_are_learnt(kind: str, data: Path, tmp_path: Path) -> None:
+def test_four_clips_are_learnt(kind: str, clips: Path, tmp_path: Path) -> None:
     run = settings(num_steps=120, schedule=Schedule(5e-3, warmup_steps=10), save_every=1000, log_every=2, ema_decay=0.9)
-    train(kind, run, data, tmp_path)
+    train(kind, run, clips, tmp_path)
     losses = [row["velocity"] for row in read_metrics(tmp_path / "metrics.jsonl")]
     first, last = np.mean(losses[:5]), np.mean(losses[-10:])
     assert last < 0.75 * first  # 0.4 to 0.6 of it
 
 
-def test_an_autoencoder_learns_with_its_discriminators(data: Path, tmp_path: Path) -> None:
-    train("vae", settings(num_steps=20, schedule=Schedule(3e-3), save_every=100, clip_s=0.2), data, tmp_path)
+def test_an_autoencoder_learns_with_its_discriminators(clips: Path, tmp_path: Path) -> None:
+    train("vae", settings(num_steps=20, schedule=Schedule(3e-3), save_every=100, clip_s=0.2), clips, tmp_path)
     rows = read_metrics(tmp_path / "metrics.jsonl")
     assert rows[0].keys() >= {"spectrum", "kl", "adversarial", "features", "discriminators"}
     assert np.mean([row["spectrum"] for row in rows[-5:]]) < 0.8 * np.mean([row["spectrum"] for row in rows[:5]])
 
 
-def test_a_controlnet_starts_as_nothing_and_leaves_its_base_alone(data: Path, tmp_path: Path) -> None:
+def test_a_controlnet_starts_as_nothing_and_leaves_its_base_alone(clips: Path, tmp_path: Path) -> None:
     run = settings(num_steps=3)
-    task = task_of("controlnet", run, data)
+    task = task_of("controlnet", run, clips)
     before = {name: value.clone() for name, value in task.dit.state_dict().items()}
     inputs = task.dit.assemble(torch.randn(1, DEBUG.dit.latent_channels, 8))
     context, mask = task.encoders.text(["noise"])
     residuals = task.networks["controlnet"](inputs, torch.tensor([5]), context, mask, torch.rand(1, 1, 16))
     assert all(not residual.any() for residual in residuals)
-    trainer = train("controlnet", run, data, tmp_path)
+    trainer = train("controlnet", run, clips, tmp_path)
     assert isinstance(trainer.task, ControlNetTask)
     after = trainer.task.dit.state_dict()
     assert all(torch.equal(after[name], value) for name, value in before.items())
@@ -113,8 +103,8 @@ def test_a_controlnet_starts_as_nothing_and_leaves_its_base_alone(data: Path, tm
     assert zero.abs().max() > 0
 
 
-def test_stage_one_leaves_the_text_alone_and_stage_two_begins_where_it_ended(data: Path, tmp_path: Path) -> None:
-    trainer = train("stage1", settings(num_steps=2, schedule=Schedule(1e-2)), data, tmp_path)
+def test_stage_one_leaves_the_text_alone_and_stage_two_begins_where_it_ended(clips: Path, tmp_path: Path) -> None:
+    trainer = train("stage1", settings(num_steps=2, schedule=Schedule(1e-2)), clips, tmp_path)
     dit = trainer.task.networks["dit"]
     assert isinstance(dit, MaskDiT)
     torch.manual_seed(0)
@@ -127,7 +117,7 @@ def test_stage_one_leaves_the_text_alone_and_stage_two_begins_where_it_ended(dat
         torch.testing.assert_close(dit(x, t, torch.randn(2, 5, DEBUG.text.width)), dit(x, t, None), rtol=0, atol=0)
 
 
-def test_recomputed_activations_give_the_same_gradients(data: Path) -> None:
+def test_recomputed_activations_give_the_same_gradients(clips: Path) -> None:
     torch.manual_seed(0)
     dit = MaskDiT(DEBUG.dit)
     for parameter in dit.parameters():
@@ -143,9 +133,9 @@ def test_recomputed_activations_give_the_same_gradients(data: Path) -> None:
         torch.testing.assert_close(recomputed, plain, rtol=0, atol=0)
 
 
-def test_sounds_are_made_to_listen_to(data: Path, tmp_path: Path) -> None:
+def test_sounds_are_made_to_listen_to(clips: Path, tmp_path: Path) -> None:
     for kind in ("stage1", "stage2", "controlnet", "vae"):
-        train(kind, settings(num_steps=1, sample_every=1), data, tmp_path / kind)
+        train(kind, settings(num_steps=1, sample_every=1), clips, tmp_path / kind)
         sounds = sorted((tmp_path / kind / "samples" / "step-00000001").glob("*.wav"))
         assert sounds
         for path in sounds:
@@ -157,8 +147,8 @@ def test_sounds_are_made_to_listen_to(data: Path, tmp_path: Path) -> None:
         assert list((tmp_path / kind / "tensorboard").glob("events.*"))
 
 
-def test_a_killed_run_loses_at_most_the_last_interval(data: Path, tmp_path: Path) -> None:
-    arguments = [sys.executable, "-m", "ezaudio.training", "stage1", *command(data, tmp_path, "--steps", "100000")]
+def test_a_killed_run_loses_at_most_the_last_interval(clips: Path, tmp_path: Path) -> None:
+    arguments = [sys.executable, "-m", "ezaudio.training", "stage1", *command(clips, tmp_path, "--steps", "100000")]
     process = subprocess.Popen(arguments, env={**os.environ, "PYTHONSAFEPATH": "1"}, stderr=subprocess.DEVNULL)
     deadline = time.monotonic() + 120
     while len(checkpoints.stored_checkpoints(tmp_path)) < 2 and time.monotonic() < deadline:
@@ -171,15 +161,15 @@ def test_a_killed_run_loses_at_most_the_last_interval(data: Path, tmp_path: Path
     assert stored.step >= 5
     assert rows[-1]["step"] - stored.step <= 10  # logs come every 10 steps, checkpoints every 5
     last = stored.step + 2
-    result = runner("ezaudio-train")("stage1", *command(data, tmp_path, "--steps", str(last)))
+    result = runner("ezaudio-train")("stage1", *command(clips, tmp_path, "--steps", str(last)))
     assert result.exit_code == 0, result.output
     assert checkpoints.read_checkpoint(checkpoints.stored_checkpoints(tmp_path)[-1]).step == last
 
 
-def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_model(clips: Path, tmp_path: Path) -> None:
     launch = ["-m", "accelerate.commands.launch", "--cpu", "--num_processes", "2", "--num_machines", "1"]
     given = ["--mixed_precision", "no", "--dynamo_backend", "no", "-m", "ezaudio.training", "stage1"]
-    arguments = [sys.executable, *launch, *given, *command(data, tmp_path, "--steps", "2", "-q")]
+    arguments = [sys.executable, *launch, *given, *command(clips, tmp_path, "--steps", "2", "-q")]
     environment = {**os.environ, "PYTHONSAFEPATH": "1", "OMP_NUM_THREADS": "1"}
     run = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr[-2000:]
@@ -190,17 +180,17 @@ def test_two_processes_train_one_model(data: Path, tmp_path: Path) -> None:
     assert load_file(tmp_path / "dit.safetensors").keys() == stored.parts["average"].keys()
 
 
-def test_half_precision_trains_as_single(data: Path, tmp_path: Path) -> None:
+def test_half_precision_trains_as_single(clips: Path, tmp_path: Path) -> None:
     losses = {}
     for precision in ("fp32", "bf16"):
-        trainer = train("stage2", settings(num_steps=3, precision=precision), data, tmp_path / precision)
+        trainer = train("stage2", settings(num_steps=3, precision=precision), clips, tmp_path / precision)
         losses[precision] = [row["velocity"] for row in read_metrics(tmp_path / precision / "metrics.jsonl")]
         assert {value.dtype for value in trainer.task.networks["dit"].parameters()} == {torch.float32}
     assert losses["bf16"] != losses["fp32"]
     assert losses["bf16"] == pytest.approx(losses["fp32"], rel=2e-2)  # 3e-3
 
 
-def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path) -> None:
+def test_commands_train_stage_after_stage_to_a_bundle(clips: Path, tmp_path: Path) -> None:
     run = runner("ezaudio-train")
     few = ("--steps", "2", "-q")
     for name, given in (
@@ -210,7 +200,7 @@ def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path
         ("stage3", ("--start", str(tmp_path / "stage2"), "--min-snr-gamma", "5")),
         ("controlnet", ("--start", str(tmp_path / "stage3"))),
     ):
-        result = run(name, *command(data, tmp_path / name, *few, *given))
+        result = run(name, *command(clips, tmp_path / name, *few, *given))
         assert result.exit_code == 0, (name, result.output)
     published = load_file(tmp_path / "stage3" / "dit.safetensors")
     source = open_source(str(tmp_path / "stage3" / "model"))
@@ -219,17 +209,17 @@ def test_commands_train_stage_after_stage_to_a_bundle(data: Path, tmp_path: Path
     assert controlled.controlnet() is not None
     # With the transformer that it was trained on, and a run that forgets which one that was does not go on.
     assert all(torch.equal(controlled.dit().state_dict()[name], value) for name, value in published.items())
-    forgetful = run("controlnet", *command(data, tmp_path / "controlnet", "--steps", "4"))
+    forgetful = run("controlnet", *command(clips, tmp_path / "controlnet", "--steps", "4"))
     fails(forgetful, "the run was begun with frozen_models")
     AutoencoderOobleck(DEBUG.vae).load_state_dict(load_file(tmp_path / "vae" / "vae.safetensors"))
 
 
-def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path) -> None:
+def test_precomputed_latents_take_the_place_of_sounds(clips: Path, tmp_path: Path) -> None:
     shards = tmp_path / "shards"
-    given = (str(data), "-o", str(shards), "--model", "debug", "--random-weights", "--duration", str(CLIP_S))
+    given = (str(clips), "-o", str(shards), "--model", "debug", "--random-weights", "--duration", str(CLIP_S))
     made = runner("ezaudio-data")("latents", *given)
     assert made.exit_code == 0, made.output
-    task = task_of("stage2", settings(), data)
+    task = task_of("stage2", settings(), clips)
     batch = collate_latents([LatentShards(shards)[n] for n in range(4)])
     kept = task.encoders(batch, 0.0, torch.Generator().manual_seed(0))
     assert kept.latents.shape == (4, DEBUG.vae.latent_channels, round(CLIP_S * DEBUG.vae.latent_rate))
@@ -245,7 +235,7 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     assert result.exit_code == 0, result.output
     # A run does not go on with other data.
     fails(
-        runner("ezaudio-train")("stage1", *command(data, tmp_path / "run", "--steps", "4")),
+        runner("ezaudio-train")("stage1", *command(clips, tmp_path / "run", "--steps", "4")),
         "the run was begun with data",
     )
     fails(
@@ -271,11 +261,11 @@ def test_precomputed_latents_take_the_place_of_sounds(data: Path, tmp_path: Path
     )
 
 
-def test_a_frozen_transformer_computes_in_the_precision_of_the_run(data: Path, tmp_path: Path) -> None:
+def test_a_frozen_transformer_computes_in_the_precision_of_the_run(clips: Path, tmp_path: Path) -> None:
     run = settings(num_steps=1, precision="bf16")
-    task, seen = task_of("controlnet", run, data), []
+    task, seen = task_of("controlnet", run, clips), []
     task.dit.model.in_blocks[0].attn.proj.register_forward_hook(lambda module, given, output: seen.append(output.dtype))
     trainer = Trainer(task, run, tmp_path, quiet=True)
-    dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
+    dataset = ManifestDataset(read_manifest(clips, "train"), round(run.clip_s * RATE), RATE, run.seed)
     trainer.train(dataset, collate)
     assert seen[0] == torch.bfloat16

@@ -11,9 +11,7 @@ import torch
 from console import fails, runner
 from training_cases import (
     RATE,
-    captioned_clips,
     command,
-    forget_accelerator,
     settings,
     task_of,
     train,
@@ -25,62 +23,54 @@ from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
 from ezaudio.training.trainer import Trainer
 
-
-@pytest.fixture(autouse=True)
-def _own_accelerator() -> None:
-    forget_accelerator()
+pytestmark = pytest.mark.usefixtures("own_accelerator")
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return captioned_clips(tmp_path_factory.mktemp("clips"))
-
-
-def test_other_settings_are_refused_and_free_ones_taken(data: Path, tmp_path: Path) -> None:
-    train("stage1", settings(num_steps=2), data, tmp_path)
+def test_other_settings_are_refused_and_free_ones_taken(clips: Path, tmp_path: Path) -> None:
+    train("stage1", settings(num_steps=2), clips, tmp_path)
     with pytest.raises(InputError, match=r"begun with batch_size 4, now 2: give the same again"):
-        train("stage1", settings(num_steps=4, batch_size=2), data, tmp_path)
+        train("stage1", settings(num_steps=4, batch_size=2), clips, tmp_path)
     with pytest.raises(InputError, match=r"begun with stage \{'name': 'stage1'.*, now \{'name': 'stage3'"):
-        train("stage3", settings(num_steps=4), data, tmp_path)
-    assert train("stage1", settings(num_steps=3, keep=1), data, tmp_path).step == 3
+        train("stage3", settings(num_steps=4), clips, tmp_path)
+    assert train("stage1", settings(num_steps=3, keep=1), clips, tmp_path).step == 3
     assert len(checkpoints.stored_checkpoints(tmp_path)) == 1
 
 
-def test_processes_that_do_not_share_the_folder_are_refused(data: Path, tmp_path: Path) -> None:
+def test_processes_that_do_not_share_the_folder_are_refused(clips: Path, tmp_path: Path) -> None:
     """With a mock of another process, which has found no checkpoint."""
-    train("stage1", settings(num_steps=2), data, tmp_path)
+    train("stage1", settings(num_steps=2), clips, tmp_path)
     run = settings(num_steps=4)
     with (
         patch("accelerate.Accelerator.gather", lambda self, tensor: torch.cat([tensor, torch.zeros_like(tensor)])),
         pytest.raises(InputError, match=r"from steps 0 and 2 of .* a folder that all machines share"),
     ):
-        Trainer(task_of("stage1", run, data), run, tmp_path, quiet=True)
+        Trainer(task_of("stage1", run, clips), run, tmp_path, quiet=True)
 
 
-def test_bad_input_is_one_line(data: Path, tmp_path: Path) -> None:
+def test_bad_input_is_one_line(clips: Path, tmp_path: Path) -> None:
     run = runner("ezaudio-train")
     few = ("--steps", "1")
-    fails(run("stage2", *command(data, tmp_path / "a", *few)), "stage2 goes on from stage1: give its run with --start")
+    fails(run("stage2", *command(clips, tmp_path / "a", *few)), "stage2 goes on from stage1: give its run with --start")
     nowhere = ("--start", str(tmp_path / "nowhere"))
-    fails(run("stage2", *command(data, tmp_path / "a", *few, *nowhere)), "--start takes a run's folder or a file")
+    fails(run("stage2", *command(clips, tmp_path / "a", *few, *nowhere)), "--start takes a run's folder or a file")
     (tmp_path / "empty").mkdir()
     empty = ("--start", str(tmp_path / "empty"))
-    fails(run("stage3", *command(data, tmp_path / "a", *few, *empty)), "is no run: it has neither dit.safetensors")
+    fails(run("stage3", *command(clips, tmp_path / "a", *few, *empty)), "is no run: it has neither dit.safetensors")
     fails(run("stage1", *command(tmp_path / "none.csv", tmp_path / "a", *few)), "none.csv")
-    fails(run("vae", *command(data, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
-    fails(run("vae", *command(data, tmp_path / "a", *few, "--gradient-checkpointing")), "are for transformers")
+    fails(run("vae", *command(clips, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
+    fails(run("vae", *command(clips, tmp_path / "a", *few, "--gradient-checkpointing")), "are for transformers")
     if not torch.cuda.is_available():
         for kind in ("stage1", "controlnet"):
-            fails(run(kind, *command(data, tmp_path / "a", *few, "--fused")), "--fused needs a GPU")
-        fails(run("stage1", *command(data, tmp_path / "a", *few, "--recorded")), "recorded steps need a GPU")
-        fails(run("stage1", *command(data, tmp_path / "a", *few, "--precision", "fp16")), "fp16 training needs a GPU")
+            fails(run(kind, *command(clips, tmp_path / "a", *few, "--fused")), "--fused needs a GPU")
+        fails(run("stage1", *command(clips, tmp_path / "a", *few, "--recorded")), "recorded steps need a GPU")
+        fails(run("stage1", *command(clips, tmp_path / "a", *few, "--precision", "fp16")), "fp16 training needs a GPU")
     assert not (tmp_path / "a").exists()
 
 
-def test_a_loss_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path) -> None:
+def test_a_loss_that_is_not_finite_is_never_saved(clips: Path, tmp_path: Path) -> None:
     run = settings(num_steps=4, log_every=100, save_every=1)
-    trainer = Trainer(task_of("stage1", run, data), run, tmp_path, quiet=True)
-    dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
+    trainer = Trainer(task_of("stage1", run, clips), run, tmp_path, quiet=True)
+    dataset = ManifestDataset(read_manifest(clips, "train"), round(run.clip_s * RATE), RATE, run.seed)
 
     def spoil(batch: Any) -> None:
         if trainer.step == 2:
@@ -91,14 +81,14 @@ def test_a_loss_that_is_not_finite_is_never_saved(data: Path, tmp_path: Path) ->
     assert [path.name for path in checkpoints.stored_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
-def test_gradients_that_are_not_finite_are_never_saved(data: Path, tmp_path: Path) -> None:
+def test_gradients_that_are_not_finite_are_never_saved(clips: Path, tmp_path: Path) -> None:
     """A loss can be finite where its gradients are not, and the update spoils every weight."""
     run = settings(num_steps=4, log_every=100, save_every=1)
-    task = task_of("stage1", run, data)
+    task = task_of("stage1", run, clips)
     trainer = Trainer(task, run, tmp_path, quiet=True)
     weight = next(value for value in task.networks["dit"].parameters() if value.requires_grad)
     weight.register_hook(lambda gradient: gradient * (float("inf") if trainer.step == 2 else 1.0))
-    dataset = ManifestDataset(read_manifest(data, "train"), round(run.clip_s * RATE), RATE, run.seed)
+    dataset = ManifestDataset(read_manifest(clips, "train"), round(run.clip_s * RATE), RATE, run.seed)
     with pytest.raises(
         InputError, match=r"norm of the gradients of 'dit' is (inf|nan) at step 3: lower the learning rate"
     ):
@@ -106,18 +96,18 @@ def test_gradients_that_are_not_finite_are_never_saved(data: Path, tmp_path: Pat
     assert [path.name for path in checkpoints.stored_checkpoints(tmp_path)] == ["step-00000001", "step-00000002"]
 
 
-def test_a_damaged_checkpoint_is_one_line(data: Path, tmp_path: Path) -> None:
-    train("stage1", settings(num_steps=2), data, tmp_path)
+def test_a_damaged_checkpoint_is_one_line(clips: Path, tmp_path: Path) -> None:
+    train("stage1", settings(num_steps=2), clips, tmp_path)
     (last,) = checkpoints.stored_checkpoints(tmp_path)
     (last / "dit.safetensors").write_bytes(b"torn")
     with pytest.raises(BundleError, match="is damaged"):
-        train("stage1", settings(num_steps=3), data, tmp_path)
+        train("stage1", settings(num_steps=3), clips, tmp_path)
 
 
-def test_one_loss_scale_is_taken_off_once(data: Path, tmp_path: Path) -> None:
+def test_one_loss_scale_is_taken_off_once(clips: Path, tmp_path: Path) -> None:
     """With a mock of fp16's loss scale: clipping one network leaves what another has gathered as it is."""
     run = settings(num_steps=1, accumulation=2)
-    trainer = Trainer(task_of("vae", run, data), run, tmp_path, quiet=True)
+    trainer = Trainer(task_of("vae", run, clips), run, tmp_path, quiet=True)
     unscaled: list[Any] = []
     trainer._accelerator.unscale_gradients = unscaled.append  # type: ignore[method-assign]
     trainer._clip("discriminators")
