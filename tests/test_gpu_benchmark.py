@@ -47,6 +47,12 @@ def run(tmp_path: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
 
 
+def test_a_selection_of_nothing_is_one_line(tmp_path: Path) -> None:
+    found = run(tmp_path, "--only", "G3", "--models", "l")
+    assert found.returncode == 2
+    assert found.stderr.splitlines()[-1].endswith("error: --only G3 has nothing to measure of l")
+
+
 def test_without_a_gpu_it_prints_the_floors(tmp_path: Path) -> None:
     found = run(tmp_path, "--only", "G1,G7,G9")
     assert found.returncode == 0, found.stderr

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -17,10 +18,14 @@ from training_cases import (
     train,
 )
 
+from ezaudio.checkpoints import open_source
+from ezaudio.config import DEBUG
 from ezaudio.data.dataset import ManifestDataset, collate
 from ezaudio.data.manifest import read_manifest
+from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
+from ezaudio.training import cli
 from ezaudio.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("own_accelerator")
@@ -34,6 +39,26 @@ def test_other_settings_are_refused_and_free_ones_taken(clips: Path, tmp_path: P
         train("stage3", settings(num_steps=4), clips, tmp_path)
     assert train("stage1", settings(num_steps=3, keep=1), clips, tmp_path).step == 3
     assert len(checkpoints.stored_checkpoints(tmp_path)) == 1
+
+
+def test_the_command_that_is_told_exports_what_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = {"model": "l", "random_weights": False, "quiet": False}
+    (tmp_path / "controlnet.safetensors").touch()
+    base = MaskDiT(DEBUG.dit)
+    source = open_source("debug", random_weights=True)
+    cli._publish(source, given, tmp_path, base, tmp_path / "s3" / "dit.safetensors")
+    told = capsys.readouterr().out.split()
+    assert told[told.index("--checkpoint") + 1] == str(tmp_path / "s3" / "dit.safetensors")
+    assert told[told.index("--controlnet") + 1] == str(tmp_path / "controlnet.safetensors")
+    # A folder is no release, whatever size its model has: with an autoencoder of its own, it is written whole.
+    (tmp_path / "controlnet.safetensors").unlink()
+    own = replace(source, config=replace(DEBUG, name="l"))
+    cli._publish(own, {**given, "model": "runs/vae/model"}, tmp_path, base)
+    assert f"--model {tmp_path / 'model'} " in capsys.readouterr().out
+    saved = open_source(str(tmp_path / "model")).dit().state_dict()
+    assert all(torch.equal(saved[name], value) for name, value in base.state_dict().items())
 
 
 def test_processes_that_do_not_share_the_folder_are_refused(clips: Path, tmp_path: Path) -> None:
