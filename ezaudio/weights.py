@@ -110,6 +110,11 @@ def fingerprint(module: nn.Module) -> str:
     return digest.hexdigest()[:16]
 
 
+def fingerprints(**modules: nn.Module | None) -> dict[str, str]:
+    """Of those that are there, by name."""
+    return {name: fingerprint(module) for name, module in modules.items() if module is not None}
+
+
 def check_present(folder: Path, names: Iterable[str], what: str) -> None:
     """Raises InputError where there is no such folder, BundleError with the files that it lacks."""
     if not folder.is_dir():

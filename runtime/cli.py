@@ -205,10 +205,10 @@ def main(
         made_with = _read_source(source)
         if {"num_steps", "solver"} & given.keys():
             made_with["reuse"] = []  # it names steps of the plan that these change
-        kept = dict.fromkeys(SETTINGS)
-        if given.get("solver", made_with["solver"]) != made_with["solver"]:
-            del kept["eta"]  # another solver adds its own usual noise, or none
-        given = {name: made_with[name] for name in kept} | given
+        stored = {name: made_with[name] for name in SETTINGS}
+        if given.get("solver", stored["solver"]) != stored["solver"]:
+            del stored["eta"]  # another solver adds its own usual noise, or none
+        given = stored | given
         seed = made_with["seed"] if seed is None else seed
         prompts = (made_with["prompt"],)
     words = prompts if len(prompts) > 1 and not any(" " in prompt.strip() for prompt in prompts) else ()

@@ -132,10 +132,11 @@ class GraphSessions:
             self._loop = None
             self._captured.clear()  # with the graphs of other shapes, which a session keeps for ever
             self._loop = DenoiserLoop(self, graphs, latents)
+        else:
+            self._loop.load(graphs, latents)
         loop = self._loop
         if not self._keeps_loop:
             self._loop = None
-        loop.load(graphs, latents)
         for index in range(denoiser.num_steps):
             changed: dict[str, Array] = {} if noise is None else {"noise": noise(index)}
             loop.step(index, changed)
@@ -263,14 +264,14 @@ def buffer(array: Array, device: str) -> ort.OrtValue:
 class DenoiserLoop:
     """The denoiser and, before it in every step, a ControlNet; a step swaps two pairs of buffers.
 
-    The first clip of a shape makes the buffers, `load` fills them for each.
+    The first clip of a shape makes the buffers, `load` fills them for the next.
     """
 
     def __init__(self, sessions: GraphSessions, graphs: list[StepGraph], latents: Float32) -> None:
         device = sessions.device
         zeros = np.zeros_like(latents)
         self.shape = loop_shape(graphs, latents)
-        self._latents = [buffer(zeros, device), buffer(zeros, device)]
+        self._latents = [buffer(latents, device), buffer(zeros, device)]
         self._clean = [buffer(zeros, device), buffer(zeros, device)]
         self._parity = 0
         sizes = {"batch": latents.shape[0], "frames": latents.shape[2]}

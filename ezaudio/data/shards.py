@@ -36,7 +36,7 @@ from ezaudio.runtime.naming import replace_file
 from ezaudio.runtime.sound_file import Audio
 from ezaudio.runtime.tokenizer import PromptTokenizer
 from ezaudio.text import encode_text
-from ezaudio.weights import fingerprint, first_line, read_json, save_atomic
+from ezaudio.weights import fingerprints, first_line, read_json, save_atomic
 
 INDEX = "index.json"
 FORMAT = 2
@@ -121,8 +121,7 @@ class _Encoder:
         self.text_encoder = source.text_encoder() if settings.text_states else None
         if self.text_encoder is not None:
             torch.nn.Module.to(self.text_encoder, self.device)
-        models = {"vae": self.vae, "text_encoder": self.text_encoder}
-        self.fingerprints = {name: fingerprint(model) for name, model in models.items() if model is not None}
+        self.fingerprints = fingerprints(vae=self.vae, text_encoder=self.text_encoder)
 
     @torch.no_grad()
     def encode(

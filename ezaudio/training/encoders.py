@@ -14,7 +14,7 @@ from ezaudio.data.dataset import ClipBatch
 from ezaudio.data.shards import LatentBatch
 from ezaudio.text import encode_text, tokenize
 from ezaudio.vae import AutoencoderOobleck
-from ezaudio.weights import fingerprint
+from ezaudio.weights import fingerprints
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -61,8 +61,7 @@ class Encoders(nn.Module):
 
     def fingerprints(self) -> dict[str, str]:
         """Of the models' weights, by name: what a run learns depends on them."""
-        models = {"vae": self.vae, "text_encoder": self.text_encoder}
-        return {name: fingerprint(model) for name, model in models.items() if model is not None}
+        return fingerprints(vae=self.vae, text_encoder=self.text_encoder)
 
     def forward(self, batch: ClipBatch | LatentBatch, empty_captions: float, generator: torch.Generator) -> Example:
         """Encode a batch of clips, or take a precomputed one over; a share of the captions is emptied."""
