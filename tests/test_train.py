@@ -253,6 +253,13 @@ def test_precomputed_latents_take_the_place_of_sounds(clips: Path, tmp_path: Pat
     own[own.index("debug")] = str(tmp_path / "own")
     own.remove("--random-weights")
     fails(runner("ezaudio-train")("stage1", *own), "are of another autoencoder (that of random weights, seed 0) than")
+    # The autoencoder may be that of another size, as L's is XL's: their texts are not each other's.
+    source = open_source("debug", random_weights=True)
+    parts = MaskDiT(DEBUG.dit), source.vae(), open_source("debug", random_weights=True, seed=1).text_encoder()
+    save_folder(tmp_path / "told", DEBUG, *parts, source.tokenizer_files())
+    own[own.index(str(tmp_path / "own"))] = str(tmp_path / "told")
+    fails(runner("ezaudio-train")("stage3", *own), "are of another text encoder (that of random weights, seed 0) than")
+    assert runner("ezaudio-train")("stage1", *own, "-q").exit_code == 0
     other = command(shards, tmp_path / "other", "--steps", "1")
     other[other.index("debug")] = "nano"
     fails(

@@ -305,7 +305,7 @@ def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, A
     data: Path = given["data"]
     if data.is_dir():
         shards = LatentShards(data, run.seed)
-        check_shards(shards.index, source, task.settings.get("frozen_models", {}).get("vae"), data)
+        check_shards(shards.index, source, task.settings.get("frozen_models", {}), data)
         task.settings["data"] = shards.fingerprint()
         Trainer(task, run, given["run"], given["workers"], given["quiet"]).train(shards, collate_latents)
         return
@@ -321,19 +321,26 @@ def _train(task: Task, run: RunSettings, source: ModelSource, given: dict[str, A
         skipped.log()
 
 
-def check_shards(index: dict[str, Any], source: ModelSource, vae: str | None, folder: Path) -> None:
-    """Raises InputError when shards are not of the model's autoencoder, whose fingerprint is `vae`."""
+def check_shards(index: dict[str, Any], source: ModelSource, frozen: dict[str, str], folder: Path) -> None:
+    """Raises InputError when shards are not of the model's autoencoder and, if they hold its states, text encoder.
+
+    Args:
+        frozen: fingerprints of those that the training uses.
+    """
     made_by, channels = index.get("model"), index.get("channels")
     if channels != source.config.vae.latent_channels:
         raise InputError(
             f"the shards at '{folder}' have {channels} channels (they are of {made_by}), {source.config.name!r} has "
             f"{source.config.vae.latent_channels}: make them with ezaudio-data latents --model {source.config.name}"
         )
-    if vae is not None and index.get("vae") != vae:
-        raise InputError(
-            f"the shards at '{folder}' are of another autoencoder (that of {made_by}) than {source.origin}: make them "
-            "with its own"
-        )
+    stored = ("vae", "text_encoder") if index.get("text_states") else ("vae",)  # token ids are made anew of captions
+    for part in stored:
+        if part in frozen and index.get(part) != frozen[part]:
+            name = "autoencoder" if part == "vae" else "text encoder"
+            raise InputError(
+                f"the shards at '{folder}' are of another {name} (that of {made_by}) than {source.origin}: make them "
+                "with its own"
+            )
 
 
 def _publish(
