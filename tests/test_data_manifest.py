@@ -12,6 +12,7 @@ import pytest
 import soundfile
 import soxr
 import torch
+from console import one_line
 
 from ezaudio.data import dataset as dataset_module
 from ezaudio.data import manifest as manifest_module
@@ -283,6 +284,10 @@ def test_no_readable_file_is_one_line(tmp_path: Path, monkeypatch: pytest.Monkey
         InputError, match=r"^none of 30 files of manifest 'm\.csv' can be read, the last: no file '.*'$"
     ):
         ManifestDataset(manifest, 100)[0]
+    for workers in (0, 1):  # a worker's error comes with its traceback
+        with pytest.raises(InputError, match=r"^none of 30 files of manifest 'm\.csv' can be read, .*'$") as error:
+            next(iter(batches(ManifestDataset(manifest, 100), 4, num_workers=workers)))
+        one_line(error)
     monkeypatch.setattr(dataset_module, "MAX_TRIES", 10)
     with pytest.raises(InputError, match="none of 10 files"):
         ManifestDataset(manifest, 100)[0]

@@ -82,6 +82,12 @@ def test_bad_input_is_one_line(clips: Path, tmp_path: Path) -> None:
     empty = ("--start", str(tmp_path / "empty"))
     fails(run("stage3", *command(clips, tmp_path / "a", *few, *empty)), "is no run: it has neither dit.safetensors")
     fails(run("stage1", *command(tmp_path / "none.csv", tmp_path / "a", *few)), "none.csv")
+    (tmp_path / "gone.csv").write_text("audio_path,caption\ngone.wav,a dog\n")
+    gone = command(tmp_path / "gone.csv", tmp_path / "read", *few, "--workers", "1", "-q")
+    result = run("stage1", *gone)
+    assert result.exit_code == 2
+    assert result.stderr.startswith("Error: none of 1 files of manifest 'gone.csv' can be read, the last: no file '")
+    assert "Traceback" not in result.stderr
     fails(run("vae", *command(clips, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
     fails(run("vae", *command(clips, tmp_path / "a", *few, "--gradient-checkpointing")), "are for transformers")
     if not torch.cuda.is_available():

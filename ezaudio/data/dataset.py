@@ -29,7 +29,7 @@ from ezaudio.data.audio import normalize_peak, read_crop
 from ezaudio.data.manifest import Manifest
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.captions import scene_clip
-from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.errors import EzAudioError, InputError
 from ezaudio.runtime.sound_file import Audio
 
 MAX_TRIES = 100
@@ -210,6 +210,17 @@ def collate(clips: Sequence[Clip]) -> ClipBatch:
     )
 
 
+class Loader(DataLoader[Item]):
+    """A DataLoader whose workers' errors keep their one line: PyTorch puts the whole traceback into them."""
+
+    def __iter__(self) -> Any:
+        try:
+            yield from super().__iter__()
+        except EzAudioError as error:
+            kind = type(error)
+            raise kind(str(error).rpartition(f".{kind.__qualname__}: ")[2].rstrip()) from error
+
+
 def batches(
     dataset: Dataset[Item],
     batch_size: int,
@@ -221,7 +232,7 @@ def batches(
 ) -> DataLoader[Item]:
     """Batches `first_batch`, `first_batch` + 1, …: the same ones for any `num_workers` and wherever one starts."""
     numbers = range(first_batch * batch_size, (first_batch + num_batches) * batch_size)
-    return DataLoader(
+    return Loader(
         dataset,
         batch_size=batch_size,
         sampler=numbers,

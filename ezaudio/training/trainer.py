@@ -218,10 +218,10 @@ class Trainer:
         return self.step % every == 0
 
     def _batches(self, dataset: Any, collate: Any) -> Iterator[Any]:
-        from torch.utils.data import DataLoader
+        from ezaudio.data.dataset import Loader
 
         place = (self._accelerator.process_index, self._accelerator.num_processes)
-        loader = DataLoader(
+        loader: Loader[Any] = Loader(
             dataset,
             batch_sampler=Numbers(self.run, self.step, *place),
             num_workers=self._workers,
