@@ -135,6 +135,15 @@ def test_a_damaged_checkpoint_is_one_line(clips: Path, tmp_path: Path) -> None:
         train("stage1", settings(num_steps=3), clips, tmp_path)
 
 
+@pytest.mark.parametrize("part", ["average", "dit", "dit.optimizer"])
+def test_a_checkpoint_without_one_of_its_files_is_one_line(part: str, clips: Path, tmp_path: Path) -> None:
+    train("stage1", settings(num_steps=2), clips, tmp_path)
+    (last,) = checkpoints.stored_checkpoints(tmp_path)
+    (last / f"{part}.safetensors").unlink()
+    with pytest.raises(BundleError, match=rf"'{last}' lacks {part}\.safetensors: delete it to go on"):
+        train("stage1", settings(num_steps=3), clips, tmp_path)
+
+
 def test_one_loss_scale_is_taken_off_once(clips: Path, tmp_path: Path) -> None:
     """With a mock of fp16's loss scale: clipping one network leaves what another has gathered as it is."""
     run = settings(num_steps=1, accumulation=2)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +79,7 @@ def stored_checkpoints(folder: Path) -> list[Path]:
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """Raises BundleError when a file is missing or damaged."""
+    """Raises BundleError when a file is damaged."""
     try:
         state = json.loads((path / STATE).read_text(encoding="utf-8"))
         parts = {file.name.removesuffix(".safetensors"): load_file(file) for file in path.glob("*.safetensors")}
@@ -88,6 +88,16 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise BundleError(
             f"the checkpoint '{path}' is damaged ({first_line(error)}): delete it to go on from the one before"
         ) from error
+
+
+def check_parts(path: Path, checkpoint: Checkpoint, networks: Iterable[str]) -> None:
+    """Raises BundleError where a file is missing: without its moments a run would go on as another, unnoticed."""
+    expected = {"average", *(part for name in networks for part in (name, f"{name}.optimizer"))}
+    missing = sorted(expected - checkpoint.parts.keys())
+    if missing:
+        raise BundleError(
+            f"the checkpoint '{path}' lacks {missing[0]}.safetensors: delete it to go on from the one before"
+        )
 
 
 def take_weights(module: nn.Module, tensors: Mapping[str, Tensor], where: str) -> None:

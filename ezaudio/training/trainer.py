@@ -156,8 +156,7 @@ class Trainer:
         # Only now: what accelerate prepares goes to the GPU whole, and AdamW would wait for its step counts there.
         if stored is not None:
             for name, network in task.networks.items():
-                moments = stored.parts.get(f"{name}.optimizer", {})
-                checkpoints.take_optimizer_state(network, self._optimizers[name], moments)
+                checkpoints.take_optimizer_state(network, self._optimizers[name], stored.parts[f"{name}.optimizer"])
         self._norms: dict[str, Tensor] = {}
 
     def _can_record(self) -> bool:
@@ -335,9 +334,9 @@ class Trainer:
             return None
         stored = checkpoints.read_checkpoint(found[-1])
         check_same(stored.settings, asdict(self.run) | self.task.settings)
+        checkpoints.check_parts(found[-1], stored, self.task.networks)
         for name, network in self.task.networks.items():
-            where = f"the checkpoint '{found[-1]}'"
-            checkpoints.take_weights(network, stored.parts.get(name, {}), where)
+            checkpoints.take_weights(network, stored.parts[name], f"the checkpoint '{found[-1]}'")
         self.average = {name: value.to(self._device) for name, value in stored.parts["average"].items()}
         if self._accelerator.scaler is not None and stored.scaler:
             self._accelerator.scaler.load_state_dict(stored.scaler)
