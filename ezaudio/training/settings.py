@@ -16,6 +16,10 @@ def _check(holds: bool, name: str, expected: str, got: Any) -> None:
         raise InputError(f"{name} must be {expected}, got {got!r}")
 
 
+def _check_gamma(gamma: float | None) -> None:
+    _check(gamma is None or gamma > 0, "min_snr_gamma", "more than 0", gamma)
+
+
 @dataclass(frozen=True, slots=True)
 class Schedule:
     """Learning rate of a step: warm-up times a slow decay.
@@ -130,7 +134,7 @@ class DiffusionStage:
         for name in ("partly_masked", "empty_captions"):
             _check(0 <= getattr(self, name) <= 1, name, "0 to 1", getattr(self, name))
         _check(self.mask_span >= 1, "mask_span", "at least 1", self.mask_span)
-        _check(self.min_snr_gamma is None or self.min_snr_gamma > 0, "min_snr_gamma", "more than 0", self.min_snr_gamma)
+        _check_gamma(self.min_snr_gamma)
 
 
 # The release's own settings have 0.25 for stages with text; for the first stage none are published.
@@ -154,6 +158,9 @@ class ControlNetStage:
     hidden_span: int = 10
     empty_captions: float = 0.1
     min_snr_gamma: float | None = None
+
+    def __post_init__(self) -> None:
+        _check_gamma(self.min_snr_gamma)
 
 
 @dataclass(frozen=True, slots=True)
