@@ -14,6 +14,7 @@ from ezaudio.runtime.solvers import alphas_cumprod
 from ezaudio.training import losses
 from ezaudio.training.discriminator import Discriminators
 from ezaudio.training.masks import generation_mask, span_mask
+from ezaudio.training.settings import AutoencoderLosses
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -70,6 +71,9 @@ def test_kl_is_that_of_gaussians() -> None:
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
     torch.testing.assert_close(losses.kl_divergence(mean, std), expected.sum(1).mean())
     assert float(losses.kl_divergence(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))) == 0
+    # The release's bottleneck leaves the half out; its weight of that is 1e-4.
+    released = 1e-4 * (mean.square() + std.square() - std.square().log() - 1).sum(1).mean()
+    torch.testing.assert_close(AutoencoderLosses().kl * losses.kl_divergence(mean, std), released)
 
 
 @pytest.mark.parametrize(
