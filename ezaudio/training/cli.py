@@ -179,7 +179,7 @@ def controlnet(start: Path | None, min_snr_gamma: float | None, **given: Any) ->
     click.option("--resume-weights", is_flag=True, help="Go on from the model's own autoencoder. [from scratch]"),
 )
 def vae(resume_weights: bool, **given: Any) -> None:
-    """The autoencoder with the losses and settings of the released one: spectra, KL, discriminators."""
+    """The autoencoder with the settings of the released one: spectra, KL, discriminators."""
     import torch
 
     from ezaudio.training.autoencoder import AutoencoderTask
