@@ -111,6 +111,14 @@ def _check_target(path: Path, flag: str) -> None:
         raise InputError(f"{flag}: '{path}' exists and is not a regular file: name another")
 
 
+def make_folder(path: Path) -> None:
+    """Makes a folder and those above it, unless they are there. Raises InputError when it cannot."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"'{path}' cannot be made ({error.strerror or error}): name another folder") from error
+
+
 def replace_file(path: Path, data: bytes) -> Path:
     """Writes `path` whole or not at all; an existing file is replaced. Raises InputError when it cannot be written."""
     try:

@@ -81,6 +81,8 @@ def test_bad_input_is_one_line(clips: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     empty = ("--start", str(tmp_path / "empty"))
     fails(run("stage3", *command(clips, tmp_path / "a", *few, *empty)), "is no run: it has neither dit.safetensors")
+    fails(run("stage1", *command(clips, clips / "below a file", *few)), "clips.jsonl/below a file' cannot be made")
+    fails(run("nano", str(clips / "below a file")), "clips.jsonl/below a file' cannot be made")
     fails(run("stage1", *command(tmp_path / "none.csv", tmp_path / "a", *few)), "none.csv")
     (tmp_path / "gone.csv").write_text("audio_path,caption\ngone.wav,a dog\n")
     gone = command(tmp_path / "gone.csv", tmp_path / "read", *few, "--workers", "1", "-q")

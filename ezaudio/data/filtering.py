@@ -16,7 +16,7 @@ from ezaudio.data.journal import Journal
 from ezaudio.data.manifest import Manifest, Row, write_manifest
 from ezaudio.data.pretrained import load_pretrained
 from ezaudio.runtime.errors import InputError
-from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.naming import make_folder, replace_file
 from ezaudio.runtime.sound_file import Audio, read_start
 from ezaudio.runtime.spectrogram import check_plot_extra
 
@@ -102,10 +102,7 @@ def filter_manifest(
         InputError: not one file can be read.
     """
     check_plot_extra()
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be made ({error.strerror or error}): name another folder") from error
+    make_folder(folder)
     scores, skipped = score_manifest(manifest, model, folder / SCORES, batch_size, progress)
     known = [score for score in scores if score is not None]
     if not known:

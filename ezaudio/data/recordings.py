@@ -24,7 +24,7 @@ from ezaudio.data.synthesis import primitives as p
 from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Render, Sound
 from ezaudio.runtime.errors import InputError
-from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.naming import make_folder, replace_file
 
 RECORDED_SHARE = 0.75
 SPEEDS = (0.85, 1.2)
@@ -145,7 +145,7 @@ def _installed(recording: Recording) -> Path:
 def collect(folder: Path) -> None:
     """Convert every recording to 24 kHz mono FLAC in `folder`; `sources.json` says source and licence of each."""
     files = [_installed(recording) for recording in RECORDINGS]
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for recording, file in zip(RECORDINGS, files, strict=True):
         audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
         mono = soxr.resample(audio.mean(1), rate, p.SAMPLE_RATE)

@@ -32,7 +32,7 @@ from ezaudio.data.audio import normalize_peak, read_crop
 from ezaudio.data.dataset import SkipReport, epoch_order
 from ezaudio.data.manifest import Manifest
 from ezaudio.runtime.errors import BundleError, InputError
-from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.naming import make_folder, replace_file
 from ezaudio.runtime.sound_file import Audio
 from ezaudio.runtime.tokenizer import PromptTokenizer
 from ezaudio.text import encode_text
@@ -67,10 +67,7 @@ def encode_shards(
     Raises:
         InputError: no clip can be read, or the folder holds shards of other settings, models or rows.
     """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be made ({error.strerror or error}): name another folder") from error
+    make_folder(folder)
     encoder = _Encoder(source, settings)
     marks = {
         "format": FORMAT,

@@ -20,7 +20,7 @@ from ezaudio.evaluation.mels import BANDS, HOP, MelPower
 from ezaudio.evaluation.progress import Progress, silent
 from ezaudio.evaluation.renderings import CHECKED_SEED, CLIP_S, LEARNT_SEED, Rendering, pairs, singles
 from ezaudio.runtime.bundle_store import cache_folder
-from ezaudio.runtime.naming import Destination
+from ezaudio.runtime.naming import Destination, make_folder
 from ezaudio.training.nano.vocabulary import KINDS, known_sounds, taught_sounds
 
 
@@ -88,7 +88,7 @@ def kept_judge(path: Path | None, recordings: Path | None, progress: Progress = 
     """
     if path is None:
         path = cache_folder() / "judge.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(path.parent)
     if path.exists():
         return Judge.load(path, KINDS)
     held_out, taught = known_sounds(recordings, held_out=True), taught_sounds(recordings)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ezaudio.runtime.audio_file import write_audio
-from ezaudio.runtime.naming import file_stem
+from ezaudio.runtime.naming import file_stem, make_folder
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -32,7 +32,7 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         self._folder, self._metrics = folder, folder / "metrics.jsonl"
         self._rows = [row for row in read_metrics(self._metrics) if row["step"] <= step]
         rows = "".join(json.dumps(row) + "\n" for row in self._rows)

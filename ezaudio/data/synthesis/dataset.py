@@ -19,7 +19,7 @@ from ezaudio.data.synthesis.primitives import SAMPLE_RATE, Audio, samples
 from ezaudio.data.synthesis.registry import Sound
 from ezaudio.data.synthesis.scenes import VARIED, SceneStyle, solo
 from ezaudio.runtime.errors import InputError
-from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.naming import make_folder, replace_file
 
 AUDIO_FORMATS = ("flac", "wav")
 BATCH = 16
@@ -51,10 +51,7 @@ def render_folder(
         raise InputError(f"unknown format {audio_format!r}: expected {' or '.join(AUDIO_FORMATS)}")
     if not 1.0 <= duration_s <= 60.0 or not 1 <= count <= 10_000_000:
         raise InputError(f"expected 1 to 60 s and 1 to 10,000,000 scenes, got {duration_s} s and {count}")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"'{folder}' cannot be made ({error.strerror or error}): name another folder") from error
+    make_folder(folder)
     settings = {
         "seed": seed,
         "duration_s": duration_s,

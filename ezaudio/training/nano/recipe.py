@@ -37,7 +37,7 @@ from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.manifest import CARD_FILE
-from ezaudio.runtime.naming import replace_file
+from ezaudio.runtime.naming import make_folder, replace_file
 from ezaudio.text import build_text_encoder
 from ezaudio.training.encoders import Encoders
 from ezaudio.training.latent_diffusion import LatentDiffusionTask, TextAndDiffusionTask, start_cross_attention
@@ -172,7 +172,7 @@ def train_nano(
     # Long quiet tails make denormal numbers, which a CPU multiplies a hundred times slower.
     torch.set_flush_denormal(True)
     sounds = taught_sounds(recordings)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for scenes in made.scenes:
         style = style_of(scenes.pairs)
         with progress_bar(f"{scenes.name} scenes", scenes.count, quiet) as bar:
