@@ -9,6 +9,8 @@ import numpy as np
 import pytest
 import sentencepiece
 import soundfile
+import soxr
+from console import one_line
 from tokenizers import Tokenizer
 
 from ezaudio.data import recordings
@@ -78,6 +80,24 @@ def test_recordings_take_the_place_of_most_events(tmp_path: Path) -> None:
     assert 22 <= from_tone <= 38
     assert len(set(lengths)) > 20  # speeds vary
     assert np.abs(solo(np.random.default_rng(0), sounds["cow"], 2 * ONE_SECOND)).max() > 0.1
+
+
+def test_recordings_are_read_at_any_rate_and_damage_is_one_line(tmp_path: Path) -> None:
+    """What is in the folder may be a user's own, or torn."""
+    tone = np.concatenate([np.sin(np.arange(8000) * 0.2), np.zeros(8000)]).astype(np.float32)
+    lengths = []
+    for rate in (ONE_SECOND, 2 * ONE_SECOND):
+        samples = tone if rate == ONE_SECOND else soxr.resample(tone, ONE_SECOND, rate)
+        soundfile.write(tmp_path / "dog.flac", np.stack([np.zeros_like(samples), samples], 1), rate)
+        (dog,) = recordings.with_recordings([SOUNDS["dog"]], tmp_path)
+        lengths.append(len(dog.render.args[0][0]))  # type: ignore[attr-defined]
+    assert lengths[0] == pytest.approx(8000, abs=500)
+    assert lengths[1] == pytest.approx(lengths[0], abs=240)
+    for data in ((tmp_path / "dog.flac").read_bytes()[:2000], b"no sound"):
+        (tmp_path / "dog.flac").write_bytes(data)
+        with pytest.raises(InputError, match=r"dog\.flac' (cannot be decoded|is truncated|is no sound file)") as error:
+            recordings.with_recordings([SOUNDS["dog"]], tmp_path)
+        one_line(error)
 
 
 def test_collecting_without_the_package_says_what_to_install() -> None:

@@ -25,6 +25,7 @@ from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Render, Sound
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import make_folder, replace_file
+from ezaudio.runtime.sound_file import MAX_DURATION_S, read_start
 
 RECORDED_SHARE = 0.75
 SPEEDS = (0.85, 1.2)
@@ -105,7 +106,7 @@ def with_recordings(sounds: Sequence[Sound], folder: Path, held_out: bool = Fals
         held_out: draw from what was kept, where there is something, in place of the rest.
 
     Raises:
-        InputError: a file is missing or holds no event; says how to make it.
+        InputError: a file is missing, damaged or holds no event.
     """
     high_pass = butter(2, 60, "high", fs=p.SAMPLE_RATE, output="sos")
     names = {recording.name for recording in RECORDINGS}
@@ -115,7 +116,7 @@ def with_recordings(sounds: Sequence[Sound], folder: Path, held_out: bool = Fals
             path = folder / f"{sound.name}.flac"
             if not path.is_file():
                 raise InputError(f"no recording '{path}': collect them with `ezaudio-data recordings {folder}`")
-            audio = sosfiltfilt(high_pass, soundfile.read(path, dtype="float32", always_2d=True)[0][:, 0])
+            audio = sosfiltfilt(high_pass, read_start(path, MAX_DURATION_S, p.SAMPLE_RATE))
             events = split_events(audio.astype(np.float32))
             if not events:
                 raise InputError(f"'{path}' holds no event: collect it again with `ezaudio-data recordings {folder}`")
