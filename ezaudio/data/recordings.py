@@ -21,6 +21,7 @@ from scipy.signal import butter, sosfiltfilt
 
 from ezaudio.data.synthesis import SOUNDS
 from ezaudio.data.synthesis import primitives as p
+from ezaudio.data.synthesis.dataset import encoded
 from ezaudio.data.synthesis.primitives import Audio, Generator
 from ezaudio.data.synthesis.registry import Render, Sound
 from ezaudio.runtime.errors import InputError
@@ -28,6 +29,7 @@ from ezaudio.runtime.naming import make_folder, replace_file
 from ezaudio.runtime.sound_file import MAX_DURATION_S, read_start
 
 RECORDED_SHARE = 0.75
+SOURCES = "sources.json"
 SPEEDS = (0.85, 1.2)
 TILT_DB = 5.0
 
@@ -127,6 +129,21 @@ def with_recordings(sounds: Sequence[Sound], folder: Path, held_out: bool = Fals
     return mixed
 
 
+def sources(folder: Path) -> list[dict[str, str]]:
+    """What `collect` wrote of each recording: name, author, source, licence.
+
+    Raises: InputError where that is missing or damaged.
+    """
+    try:
+        stored = json.loads((folder / SOURCES).read_text(encoding="utf-8"))
+        return [{key: str(each[key]) for key in ("name", "author", "source", "licence")} for each in stored]
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise InputError(
+            f"'{folder / SOURCES}' does not say where the recordings are from: collect them with "
+            f"`ezaudio-data recordings {folder}`"
+        ) from error
+
+
 def all_sounds(folder: Path | None) -> list[Sound]:
     """Every kind of sound, with the recordings of a folder if one is given; see `with_recordings`."""
     sounds = list(SOUNDS.values())
@@ -150,9 +167,9 @@ def collect(folder: Path) -> None:
     for recording, file in zip(RECORDINGS, files, strict=True):
         audio, rate = soundfile.read(file, dtype="float32", always_2d=True)
         mono = soxr.resample(audio.mean(1), rate, p.SAMPLE_RATE)
-        soundfile.write(folder / f"{recording.name}.flac", p.normalize(mono.astype(np.float32), 0.9), p.SAMPLE_RATE)
-    sources = [
+        replace_file(folder / f"{recording.name}.flac", encoded(p.normalize(mono.astype(np.float32), 0.9), "flac"))
+    told = [
         {key: value for key, value in asdict(recording).items() if key != "file"} | {"licence": "CC0-1.0"}
         for recording in RECORDINGS
     ]
-    replace_file(folder / "sources.json", (json.dumps(sources, indent=2) + "\n").encode())
+    replace_file(folder / SOURCES, (json.dumps(told, indent=2) + "\n").encode())

@@ -74,7 +74,7 @@ def render_folder(
             for index in batch:
                 audio, scene, text = scene_clip(seed, index, sounds, samples(duration_s), style)
                 name = _file_name(index, audio_format)
-                replace_file(folder / name, _encoded(audio, audio_format))
+                replace_file(folder / name, encoded(audio, audio_format))
                 events = json.dumps(scene.labels())
                 records.append({"key": str(index), "audio_path": name, "caption": text, "events": events})
             journal.append(records)
@@ -106,7 +106,8 @@ def _file_name(index: int, audio_format: str) -> str:
     return f"{index:07d}.{audio_format}"
 
 
-def _encoded(audio: Audio, audio_format: str) -> bytes:
+def encoded(audio: Audio, audio_format: str) -> bytes:
+    """A file of AUDIO_FORMATS with 16 bits a sample."""
     buffer = io.BytesIO()
     soundfile.write(buffer, audio, SAMPLE_RATE, format=audio_format.upper(), subtype="PCM_16")
     return buffer.getvalue()
