@@ -9,12 +9,13 @@ from unittest.mock import Mock
 
 import numpy as np
 import pytest
+import soundfile
 import torch
 from console import fails, runner
 
 from ezaudio.checkpoints import open_source
 from ezaudio.config import NANO, TextConfig
-from ezaudio.data.recordings import with_recordings
+from ezaudio.data.recordings import RECORDINGS, with_recordings
 from ezaudio.data.synthesis import SOUNDS
 from ezaudio.data.synthesis.captions import scene_clip
 from ezaudio.data.tokenizer import write_tokenizer
@@ -183,8 +184,6 @@ def test_prompts_name_their_kinds_and_follow_the_seed() -> None:
 
 
 def test_one_event_of_a_recording_is_kept_for_the_judge(tmp_path: Path) -> None:
-    import soundfile
-
     burst, silence = np.hanning(4800).astype(np.float32), np.zeros(9600, np.float32)
     bursts = [level * burst * np.sin(2 * np.pi * f * np.arange(4800) / RATE) for level, f in ((1, 300), (0.8, 900))]
     audio = np.concatenate([bursts[0], silence, bursts[1], silence, 0.6 * bursts[0]]).astype(np.float32)
@@ -330,6 +329,18 @@ def test_command_refuses_a_folder_without_recordings(tmp_path: Path) -> None:
         runner("ezaudio-train")("nano", str(tmp_path / "run"), "--recordings", str(tmp_path / "none")),
         "ezaudio-data recordings",
     )
+    # Not after hours, when the model card is to tell where they are from.
+    burst = np.tile(np.concatenate([np.hanning(4800), np.zeros(9600)]), 2)
+    for recording in RECORDINGS:
+        soundfile.write(tmp_path / "none" / f"{recording.name}.flac", burst, RATE)
+    for content in (None, "[{}]", "["):
+        if content is not None:
+            (tmp_path / "none" / "sources.json").write_text(content)
+        fails(
+            runner("ezaudio-train")("nano", str(tmp_path / "run"), "--recordings", str(tmp_path / "none")),
+            "sources.json' does not say where the recordings are from: collect them with `ezaudio-data recordings",
+        )
+    assert not (tmp_path / "run").exists()
 
 
 def test_learning_rate_falls_to_a_hundredth() -> None:

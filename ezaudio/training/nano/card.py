@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -10,6 +9,7 @@ import numpy as np
 import torch
 
 from ezaudio import __version__
+from ezaudio.data.recordings import sources
 from ezaudio.evaluation.report import told
 from ezaudio.runtime.machine import processor
 from ezaudio.training.journal import read_metrics
@@ -102,8 +102,9 @@ def _sources(recordings: Path | None) -> str:
     made = "synthesised by ezaudio/data/synthesis (MIT)"
     if recordings is None:
         return made
-    sources = json.loads((recordings / "sources.json").read_text(encoding="utf-8"))
     told_sources = [
-        f"{s['name']} by {s['author']}, {s['source']}, {s['licence']}" for s in sources if s["name"] in KINDS
+        f"{s['name']} by {s['author']}, {s['source']}, {s['licence']}"
+        for s in sources(recordings)
+        if s["name"] in KINDS
     ]
     return f"{made}, and recordings: " + "; ".join(told_sources)

@@ -28,6 +28,7 @@ from ezaudio.checkpoints import ModelSource, open_source, save_folder
 from ezaudio.config import EzAudioConfig, preset
 from ezaudio.data.command import progress_bar
 from ezaudio.data.manifest import read_manifest
+from ezaudio.data.recordings import sources
 from ezaudio.data.shards import LatentShards, ShardSettings, collate_latents, encode_shards
 from ezaudio.data.synthesis import Sound
 from ezaudio.data.synthesis.dataset import render_folder
@@ -172,6 +173,8 @@ def train_nano(
     # Long quiet tails make denormal numbers, which a CPU multiplies a hundred times slower.
     torch.set_flush_denormal(True)
     sounds = taught_sounds(recordings)
+    if recordings is not None:
+        sources(recordings)  # what the model card tells in the end
     make_folder(folder)
     for scenes in made.scenes:
         style = style_of(scenes.pairs)
