@@ -14,7 +14,7 @@ from console import fails, killed_once, runner
 
 from ezaudio.data import captioning, filtering
 from ezaudio.data.captioning import PROMPT, Captioner
-from ezaudio.data.filtering import Clap, filter_manifest, score_manifest
+from ezaudio.data.filtering import Clap, filter_manifest, manifest_name, score_manifest
 from ezaudio.data.manifest import Row, read_manifest, write_manifest
 from ezaudio.runtime.errors import InputError
 
@@ -72,9 +72,9 @@ def test_filter_writes_a_manifest_for_each_threshold(tmp_path: Path, manifest: P
     low, high = (known[1] + known[2]) / 2, (known[6] + known[7]) / 2
     out = tmp_path / "filtered"
     result = run("filter", manifest, "-o", out, "--model", clap, "--threshold", high, "--threshold", low, "-q")
-    assert f"at_{low:.2f}.jsonl: " in result.stdout
+    assert f"{manifest_name(low)}: " in result.stdout
     assert (out / "histogram.png").read_bytes().startswith(b"\x89PNG")
-    kept = read_manifest(out / f"at_{high:.2f}.jsonl")
+    kept = read_manifest(out / manifest_name(high))
     assert len(kept) == sum(score >= high for score in known) == 3
     for row in kept.rows:
         index = int(row.others["id"])
@@ -82,6 +82,13 @@ def test_filter_writes_a_manifest_for_each_threshold(tmp_path: Path, manifest: P
         assert row.caption == f"sound {'abcdefghijkl'[index]}"
         assert kept.path_of(row).is_file()
     assert sum(len(line) > 0 for line in (out / "scores.jsonl").read_text().splitlines()) == 11
+
+
+def test_near_thresholds_have_manifests_of_their_own(tmp_path: Path, manifest: Path, clap: Path) -> None:
+    assert [manifest_name(t) for t in (0.35, 0.4, -1.0)] == ["at_0.35.jsonl", "at_0.40.jsonl", "at_-1.00.jsonl"]
+    kept, _ = filter_manifest(read_manifest(manifest), tmp_path / "out", str(clap), (-0.999, -0.998))
+    assert kept == {-0.999: 10, -0.998: 10}
+    assert sorted(p.name for p in (tmp_path / "out").glob("at_*.jsonl")) == ["at_-0.998.jsonl", "at_-0.999.jsonl"]
 
 
 def test_scores_are_computed_once(tmp_path: Path, manifest: Path, clap: Path, monkeypatch: pytest.MonkeyPatch) -> None:

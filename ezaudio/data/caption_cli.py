@@ -177,7 +177,7 @@ def filter_(
       ezaudio-data filter acd.jsonl -o filtered/ --threshold 0.5
     """
     check_train_extra()
-    from ezaudio.data.filtering import filter_manifest
+    from ezaudio.data.filtering import filter_manifest, manifest_name
     from ezaudio.data.manifest import read_manifest
 
     content = read_manifest(manifest)
@@ -185,7 +185,7 @@ def filter_(
         kept, skipped = filter_manifest(content, output, model, sorted(set(thresholds)), batch_size, bar.update)
     skipped.log()
     for threshold, number in kept.items():
-        click.echo(f"{output / f'at_{threshold:.2f}.jsonl'}: {number:,} of {len(content):,} captions")
+        click.echo(f"{output / manifest_name(threshold)}: {number:,} of {len(content):,} captions")
 
 
 def _journal(output: Path) -> Path:

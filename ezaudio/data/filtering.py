@@ -115,9 +115,14 @@ def filter_manifest(
             for row, score in zip(rows, scores, strict=True)
             if score is not None and score >= threshold
         ]
-        kept[threshold] = write_manifest(folder / f"at_{threshold:.2f}.jsonl", fitting)
+        kept[threshold] = write_manifest(folder / manifest_name(threshold), fitting)
     replace_file(folder / HISTOGRAM, histogram_png(known, kept))
     return kept, skipped
+
+
+def manifest_name(threshold: float) -> str:
+    """at_0.40.jsonl: with two digits, or as many more as tell the threshold from others."""
+    return f"at_{max(f'{threshold:.2f}', repr(threshold), key=len)}.jsonl"
 
 
 def histogram_png(scores: Sequence[float], kept: dict[float, int]) -> bytes:
