@@ -158,3 +158,23 @@ def test_a_killed_captioning_loses_nothing(
     assert rows[0]["old_caption"] == "sound a"
     assert rows[0]["audio_path"] == "clips/0.wav"
     assert all(row["caption"] for row in rows)
+
+
+def test_files_of_one_name_in_two_folders_are_not_mixed_up(
+    tmp_path: Path, clap: Path, qwen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As rendering names them: what is known of one manifest's files is not said of another's."""
+    monkeypatch.setattr(captioning, "MAX_NEW_TOKENS", 6)
+    monkeypatch.setattr(Captioner, "describe", lambda self, clips: [f"of {len(clip)} samples" for clip in clips])
+    scores = []
+    for index, name in enumerate(("one", "other")):
+        (tmp_path / name).mkdir()
+        soundfile.write(tmp_path / name / "0.wav", noise(index, 16000, 0.4 + 0.1 * index), 16000)
+        write_manifest(tmp_path / name / "m.csv", [Row("0.wav", "a sound")])
+        content = read_manifest(tmp_path / name / "m.csv")
+        scores += score_manifest(content, str(clap), tmp_path / "s.jsonl")[0]
+        result = run("caption", tmp_path / name / "m.csv", "--model", qwen, "-o", tmp_path / "q.jsonl", "-q")
+        assert result.exit_code == 0, result.output
+        (row,) = read_manifest(tmp_path / "q.jsonl").rows
+        assert (row.audio_path, row.caption) == (f"{name}/0.wav", f"of {(6400, 8000)[index]} samples")
+    assert scores[0] != scores[1]

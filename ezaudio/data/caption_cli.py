@@ -61,13 +61,13 @@ def caption(manifest: Path, model: str, prompt: str | None, batch_size: int, out
     """
     check_train_extra()
     from ezaudio.data.captioning import PROMPT, caption_manifest
-    from ezaudio.data.manifest import Manifest, manifest_format, read_manifest
+    from ezaudio.data.manifest import manifest_format, read_manifest
 
     manifest_format(output)
     content = read_manifest(manifest)
     with progress_bar("clips", len({row.audio_path for row in content.rows}), quiet) as bar:
         rows, skipped = caption_manifest(content, model, _journal(output), prompt or PROMPT, batch_size, bar.update)
-    _write_beside(output, Manifest(tuple(rows), content.folder, content.name).moved_to(output.parent))
+    _write_beside(output, rows)
     skipped.log()
     click.echo(f"{output}: {len(rows):,} captions")
 

@@ -62,6 +62,7 @@ def caption_manifest(
     progress: Callable[[int], object] = lambda done: None,
 ) -> tuple[list[Row], SkipReport]:
     """Rows with new captions for every clip that can be read; the old caption stays in the column "old_caption".
+    Their paths start at the journal's folder.
 
     Raises:
         BundleError: the model cannot be loaded.
@@ -69,7 +70,10 @@ def caption_manifest(
     """
     settings = {"model": model, "prompt": hashlib.sha256(prompt.encode()).hexdigest()}
     skipped = SkipReport()
-    paths = list(dict.fromkeys(row.audio_path for row in manifest.rows))
+    # Paths as they are from the journal: in two manifests one name can be of two files.
+    folder = journal_path.parent
+    moved = manifest.moved_to(folder)
+    paths = list(dict.fromkeys(row.audio_path for row in moved))
     with Journal(journal_path, settings) as journal:
         left = [path for path in paths if path not in journal]
         progress(len(paths) - len(left))
@@ -79,7 +83,7 @@ def caption_manifest(
             for path in left[start : start + batch_size]:
                 assert captioner is not None
                 try:
-                    clips[path] = read_start(manifest.folder / path, MAX_DURATION_S, captioner.sample_rate)
+                    clips[path] = read_start(folder / path, MAX_DURATION_S, captioner.sample_rate)
                 except InputError as error:
                     skipped.extend([(path, str(error))])
             if clips and captioner is not None:
@@ -91,7 +95,7 @@ def caption_manifest(
         raise InputError(f"none of {len(paths)} files can be read: {next(iter(skipped.reasons.values()))}")
     rows = [
         Row(row.audio_path, captions[row.audio_path], row.split, {**row.others, "old_caption": row.caption})
-        for row in manifest.rows
+        for row in moved
         if captions.get(row.audio_path)
     ]
     return rows, skipped

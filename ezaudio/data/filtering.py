@@ -62,7 +62,9 @@ def score_manifest(
         InputError: the journal belongs to another model.
     """
     skipped = SkipReport()
-    keys = [hashlib.sha256(f"{row.audio_path}\0{row.caption}".encode()).hexdigest()[:32] for row in manifest.rows]
+    # Paths as they are from the journal: in two manifests one name can be of two files.
+    rows = manifest.moved_to(journal_path.parent)
+    keys = [hashlib.sha256(f"{row.audio_path}\0{row.caption}".encode()).hexdigest()[:32] for row in rows]
     with Journal(journal_path, {"model": model}) as journal:
         left = [index for index, key in enumerate(keys) if key not in journal]
         progress(len(keys) - len(left))
