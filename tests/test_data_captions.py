@@ -161,6 +161,7 @@ TROUBLE: dict[str, Answer] = {
     "429": (429, {"Retry-After": "0"}, b""),
     "429 with a date": (429, {"Retry-After": formatdate(0, usegmt=True)}, b""),
     "500": (500, {}, b"oh no"),
+    "524": (524, {}, b"a proxy's own"),
     "503": (503, {"Retry-After": "soon"}, b""),
     "no json": (200, {}, b"<html>"),
     "cut json": (200, {}, b'{"choices": [{"mess'),

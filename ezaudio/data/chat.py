@@ -19,7 +19,7 @@ from ezaudio.runtime.errors import InputError
 
 MAX_REPLY_BYTES = 1_000_000
 MAX_WAIT_S = 120.0
-TRANSIENT = {408, 409, 425, 429, 500, 502, 503, 504, 529}
+TRANSIENT = {408, 409, 425, 429}  # and all from 500 on: proxies before an endpoint have numbers of their own
 REFUSED = {401, 403, 404, 405}
 
 
@@ -94,7 +94,7 @@ class ChatClient:
                     problem = f"HTTP {error.code} {error.reason}"
                     if error.code in REFUSED or 300 <= error.code < 400:
                         raise EndpointError(self._refusal(problem)) from error
-                    if error.code not in TRANSIENT:
+                    if error.code not in TRANSIENT and error.code < 500:
                         raise ChatError(f"{self.base_url} refused a request: {problem}") from error
                     wait_s = _retry_after_s(error.headers.get("Retry-After")) or wait_s
             except (OSError, http.client.HTTPException) as error:  # no connection, or it broke or timed out
