@@ -236,6 +236,14 @@ def test_a_refusal_ends_the_run_and_hides_the_key(
     assert "secret" not in (tmp_path / "j.jsonl").read_text()
 
 
+@pytest.mark.parametrize("key", ["secret\r", "secret\n", "sécret"])
+def test_what_no_header_can_hold_is_no_key(key: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EZAUDIO_TEST_KEY", key)
+    with pytest.raises(InputError, match="EZAUDIO_TEST_KEY holds more than a key: a line end, or no ASCII") as error:
+        client("http://127.0.0.1:1/v1")
+    assert key not in str(error.value)
+
+
 def test_answers_are_cleaned() -> None:
     assert clean('  "A dog\n barks."  ') == "A dog barks."
     for bad in ('""', "x" * 501):

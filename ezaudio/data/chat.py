@@ -74,6 +74,9 @@ class ChatClient:
         parts = urlsplit(self.base_url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise InputError(f"'{self.base_url}' is no address of an endpoint: expected https://HOST/v1")
+        key = os.environ.get(self.api_key_env, "")
+        if not (key.isascii() and key.isprintable()):  # such as the line end of the file that it came from
+            raise InputError(f"environment variable {self.api_key_env} holds more than a key: a line end, or no ASCII")
         self._opener = urllib.request.build_opener(_NoRedirects())
 
     def ask(self, prompt: str) -> Reply:
