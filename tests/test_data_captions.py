@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -110,6 +112,16 @@ def labels(folder: Path, segments: int) -> tuple[Path, Path]:
     return strong, names
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="needs file names of any bytes")
+def test_a_file_name_that_is_no_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "audio").mkdir()
+    (tmp_path / "audio" / os.fsdecode(b"aaaaaaaaaaa_\xff.wav")).touch()
+    (tmp_path / "acd.csv").write_text("youtube_id,caption\naaaaaaaaaaa,a dog\n")
+    result = run("merge", tmp_path / "acd.csv", "--audio", tmp_path / "audio", "-o", tmp_path / "m.jsonl")
+    fails(result, r"audio_path 'audio/aaaaaaaaaaa_\udcff.wav' is not UTF-8 text: rename or rewrite it")
+    assert not (tmp_path / "m.jsonl").exists()
+
+
 def test_strong_labels_become_a_prompt(tmp_path: Path) -> None:
     strong, names = labels(tmp_path, 2)
     segments = read_strong_labels(strong, names)
@@ -167,6 +179,7 @@ TROUBLE: dict[str, Answer] = {
     "cut json": (200, {}, b'{"choices": [{"mess'),
     "other json": (200, {}, b'["choices"]'),
     "empty": completion("  "),
+    "half a character": completion("A dog \ud83d"),
     "no choice": (200, {}, b'{"choices": []}'),
     "too large": (200, {}, b'"' + b" " * 1_100_000 + b'"'),
 }

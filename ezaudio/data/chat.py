@@ -131,6 +131,7 @@ class ChatClient:
         text = answer["choices"][0]["message"]["content"]
         if not isinstance(text, str) or not text.strip():
             raise ValueError("empty reply")
+        text.encode()  # half of a surrogate pair, where an answer was cut, is no text
         usage = answer.get("usage") or {}
         return Reply(text, int(usage.get("prompt_tokens") or 0), int(usage.get("completion_tokens") or 0))
 

@@ -106,6 +106,8 @@ def write_manifest(path: Path, rows: Iterable[Row]) -> int:
     """
     suffix = manifest_format(path)
     records = [row.to_dict() for row in rows]
+    for record in records:
+        _check_text(record, f"'{path}' cannot be written")
     columns = list(dict.fromkeys([*COLUMNS, *(name for record in records for name in record)]))
     if suffix == ".jsonl":
         data = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records).encode()
@@ -203,6 +205,7 @@ def _row(record: dict[str, Any], place: str) -> Row:
         if not isinstance(value, (str, int, float)):
             raise InputError(f"{place}: column {name} holds {type(value).__name__}, expected text or a number")
         values[str(name)] = str(value)
+    _check_text(values, place)
     for name, limit in (("audio_path", MAX_PATH_CHARS), ("caption", MAX_CAPTION_CHARS)):
         if name not in values:
             raise InputError(f"{place}: no {name}, expected {', '.join(COLUMNS)}")
@@ -212,6 +215,15 @@ def _row(record: dict[str, Any], place: str) -> Row:
         raise InputError(f"{place}: audio_path is empty")
     audio_path, caption = values.pop("audio_path"), " ".join(values.pop("caption").split())
     return Row(audio_path, caption, values.pop("split", "") or DEFAULT_SPLIT, values)
+
+
+def _check_text(values: dict[str, str], place: str) -> None:
+    """Raises InputError for half characters: of JSON's escapes, or of a file name in another encoding."""
+    try:
+        "".join((*values, *values.values())).encode()
+    except UnicodeEncodeError as error:
+        name = next(name for name, value in values.items() if any("\ud800" <= c <= "\udfff" for c in name + value))
+        raise InputError(f"{place}: {name} {values[name][:200]!r} is not UTF-8 text: rename or rewrite it") from error
 
 
 def _from_folder(path: Path, folder: Path) -> str:
