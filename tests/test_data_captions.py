@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import soundfile
 from chat_endpoint import Answer, Endpoint, completion
-from console import fails, killed_once, runner
+from console import fails, killed_once, one_line, runner
 
 from ezaudio.data import chat, writing
 from ezaudio.data.caption_sets import AudioFolder, Event, merge_captions, read_strong_labels
@@ -359,6 +359,22 @@ def test_a_torn_journal_goes_on(tmp_path: Path) -> None:
     path.write_bytes(whole[: whole.index(b"\n") - 3])
     with Journal(path, {"a": 2}) as journal:  # even the first line was torn: nothing was finished
         assert journal.records == {}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs a file that is always full")
+def test_a_journal_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "filled.jsonl"
+    with (
+        pytest.raises(InputError, match=r"written \(No space left on device\)") as error,
+        Journal(path, {"a": 1}) as journal,
+    ):
+        journal.append([{"key": "x"}])
+        with open("/dev/full", "wb") as full:
+            os.dup2(full.fileno(), journal._file.fileno())
+        journal.append([{"key": "y"}])
+    one_line(error)
+    with Journal(path, {"a": 1}) as journal:
+        assert list(journal.records) == ["x"]
 
 
 def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:

@@ -81,7 +81,10 @@ BAD = {
     "nested.jsonl": ('{"audio_path": "a.wav", "caption": ["b"]}\n', "caption holds list"),
     "deep.jsonl": ("[" * 60_000 + "\n", "line 1 is no JSON"),
     "zero.jsonl": ('{"audio_path": "a\\u0000.wav", "caption": "b"}\n', "zero byte"),
-    "half.jsonl": ('{"audio_path": "a.wav", "caption": "b \\ud83d"}\n', r"line 1: caption 'b \ud83d' is not UTF-8 text"),
+    "half.jsonl": (
+        '{"audio_path": "a.wav", "caption": "b \\ud83d"}\n',
+        r"line 1: caption 'b \ud83d' is not UTF-8 text",
+    ),
     "no.parquet": ("PAR1 not really", "cannot be read as Parquet"),
     "rows.txt": ("", "extension '.txt'"),
 }

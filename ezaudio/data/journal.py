@@ -10,6 +10,7 @@ import json
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -42,7 +43,7 @@ class Journal:
             self._lock()
             self._read(settings)
         except BaseException:
-            self._file.close()
+            self.close()
             raise
 
     def __enter__(self) -> Journal:
@@ -63,7 +64,8 @@ class Journal:
         self.records |= {record["key"]: record for record in batch}
 
     def close(self) -> None:
-        self._file.close()
+        with suppress(OSError):  # of what could not be written, which has been told
+            self._file.close()
 
     def _write(self, data: bytes) -> None:
         try:
