@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.runtime.naming import make_folder
 
 StateDict = dict[str, Tensor]
 Fill = Callable[[nn.Module], None]
@@ -155,16 +156,24 @@ def write_safetensors(path: Path, module: nn.Module, dtype: torch.dtype) -> None
 
 
 def save_atomic(tensors: Mapping[str, Tensor], path: Path, metadata: dict[str, str] | None = None) -> None:
-    """Write beside `path`, to the disk itself, then rename: a reader sees the old file or the new one."""
+    """Write beside `path`, to the disk itself, then rename: a reader sees the old file or the new one.
+
+    Raises InputError when it cannot be written, as on a full disk.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, temporary, metadata)
         temporary.chmod(0o644)  # safetensors leaves 0600, which an installed package must not have
         flush(temporary)
         os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise InputError(
+            f"'{path}' cannot be written ({first_line(error)}): free some room or name another place"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

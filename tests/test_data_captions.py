@@ -364,13 +364,11 @@ def test_a_torn_journal_goes_on(tmp_path: Path) -> None:
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file that is always full")
 def test_a_journal_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
     path = tmp_path / "filled.jsonl"
-    with (
-        pytest.raises(InputError, match=r"written \(No space left on device\)") as error,
-        Journal(path, {"a": 1}) as journal,
-    ):
-        journal.append([{"key": "x"}])
-        with open("/dev/full", "wb") as full:
-            os.dup2(full.fileno(), journal._file.fileno())
+    journal = Journal(path, {"a": 1})
+    journal.append([{"key": "x"}])
+    with open("/dev/full", "wb") as full:
+        os.dup2(full.fileno(), journal._file.fileno())
+    with pytest.raises(InputError, match=r"written \(No space left on device\)") as error, journal:
         journal.append([{"key": "y"}])
     one_line(error)
     with Journal(path, {"a": 1}) as journal:

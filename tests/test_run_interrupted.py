@@ -7,13 +7,12 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from subprocess import PIPE
 
 import pytest
 import soundfile
-from console import fails, listen_to_interrupts
+from console import fails, largest_file, listen_to_interrupts
 
 RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
@@ -31,19 +30,6 @@ def test_unwritable_folder(make):
     for arguments in (["-o", locked], ["-o", f"{locked}/a.wav"], ["--spectrogram", locked]):
         fails(make("rain", *arguments), f"'{locked}' cannot be written (Permission denied)")
     assert sorted(os.listdir()) in ([], ["locked"])
-
-
-@contextlib.contextmanager
-def largest_file(size: int) -> Iterator[None]:
-    """Writing beyond `size` bytes fails, as on a disk that is full."""
-    import resource
-
-    old = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (size, old[1]))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, old)
 
 
 @posix

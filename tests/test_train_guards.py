@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
 import pytest
 import torch
-from console import fails, runner
+from console import fails, largest_file, one_line, runner
 from training_cases import (
     RATE,
     command,
@@ -25,7 +27,8 @@ from ezaudio.data.manifest import read_manifest
 from ezaudio.dit import MaskDiT
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.training import checkpoint as checkpoints
-from ezaudio.training import cli
+from ezaudio.training import cli, journal
+from ezaudio.training.journal import read_metrics
 from ezaudio.training.trainer import Trainer
 
 pytestmark = pytest.mark.usefixtures("own_accelerator")
@@ -147,6 +150,22 @@ def test_a_checkpoint_without_one_of_its_files_is_one_line(part: str, clips: Pat
     (last / f"{part}.safetensors").unlink()
     with pytest.raises(BundleError, match=rf"'{last}' lacks {part}\.safetensors: delete it to go on"):
         train("stage1", settings(num_steps=3), clips, tmp_path)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
+    clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # TensorBoard's own thread tells of a full disk in its own way.
+    monkeypatch.setattr(journal, "find_spec", lambda name: None if name == "tensorboard" else find_spec(name))
+    run = settings(num_steps=4, save_every=100)
+    for size in (20, 30_000):  # the metrics, the checkpoint
+        with largest_file(size), pytest.raises(InputError, match="cannot be written") as error:
+            train("stage1", run, clips, tmp_path)
+        one_line(error)
+        assert checkpoints.stored_checkpoints(tmp_path) == []
+    assert train("stage1", run, clips, tmp_path).step == 4
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4]
 
 
 def test_one_loss_scale_is_taken_off_once(clips: Path, tmp_path: Path) -> None:

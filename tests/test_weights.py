@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import pickle
+import sys
 from pathlib import Path
 
 import golden
 import pytest
 import torch
-from console import one_line
+from console import largest_file, one_line
 from safetensors.torch import save_file
 
 from ezaudio.dit import MaskDiT
-from ezaudio.runtime.errors import BundleError
-from ezaudio.weights import load_weights, read_state_dict
+from ezaudio.runtime.errors import BundleError, InputError
+from ezaudio.weights import load_weights, read_state_dict, write_safetensors
 
 HALF_TOLERANCE = 2e-3  # measured: 6.4e-4, weights rounded to float16
 
@@ -123,3 +124,20 @@ def test_files_of_another_layout_are_one_line(tmp_path: Path, content, entry, me
 def test_other_extensions_are_refused(tmp_path: Path) -> None:
     with pytest.raises(BundleError, match="is no checkpoint"):
         read_state_dict(tmp_path / "weights.bin")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
+def test_a_full_disk_is_one_line_and_leaves_the_old_file(tmp_path: Path) -> None:
+    path = tmp_path / "dit.safetensors"
+    write_safetensors(path, golden.dit(), torch.float32)
+    before = path.read_bytes()
+    with (
+        largest_file(3000),
+        pytest.raises(InputError, match=r"dit\.safetensors' cannot be written .*too large") as error,
+    ):
+        write_safetensors(path, golden.dit(), torch.float32)
+    one_line(error)
+    assert [each.name for each in tmp_path.iterdir()] == ["dit.safetensors"]
+    assert path.read_bytes() == before
+    with pytest.raises(InputError, match="cannot be made"):
+        write_safetensors(path / "below.safetensors", golden.dit(), torch.float32)

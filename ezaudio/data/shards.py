@@ -83,7 +83,9 @@ def encode_shards(
         path = folder / f"shard-{number:05d}.safetensors"
         if not path.exists():
             tensors, captions, problems = encoder.encode(manifest, rows, batch_size, progress)
-            _save(path, tensors, {"settings": marks, "captions": captions, "problems": problems})
+            # One entry of metadata: several would come in random order.
+            metadata = {"settings": marks, "captions": captions, "problems": problems}
+            save_atomic(tensors, path, {"ezaudio": json.dumps(metadata)})
         else:
             progress(len(rows))
         with _open_shard(path) as file:
@@ -172,16 +174,6 @@ class _Encoder:
             return ids[0].int()
         ids = ids.to(self.device)
         return encode_text(self.text_encoder, ids, torch.ones_like(ids))[0].half().cpu()
-
-
-def _save(path: Path, tensors: dict[str, Tensor], metadata: dict[str, Any]) -> None:
-    """The whole file or none, on disk when this returns. One entry of metadata: several would come in random order."""
-    try:
-        save_atomic(tensors, path, {"ezaudio": json.dumps(metadata)})
-    except (OSError, SafetensorError) as error:
-        raise InputError(
-            f"'{path}' cannot be written ({first_line(error)}): free some room or name another place"
-        ) from error
 
 
 def _open_shard(path: Path) -> Any:

@@ -110,10 +110,7 @@ class Judge:
 
     def save(self, path: Path) -> None:
         """Safetensors with the card as JSON in its header; the whole file or none."""
-        try:
-            save_atomic(self.network.state_dict(), path, {"judge": json.dumps({"format": FORMAT} | asdict(self.card))})
-        except OSError as error:
-            raise InputError(f"'{path}' cannot be written ({error.strerror or error}): name another file") from error
+        save_atomic(self.network.state_dict(), path, {"judge": json.dumps({"format": FORMAT} | asdict(self.card))})
 
     @classmethod
     def load(cls, path: Path, kinds: Sequence[str]) -> Judge:

@@ -64,7 +64,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         shutil.rmtree(final, ignore_errors=True)
         temporary.rename(final)
         flush(root)
-    except (OSError, SafetensorError) as error:
+    except OSError as error:
         raise InputError(f"the checkpoint '{final}' cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -6,14 +6,16 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import wraps
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from ezaudio.runtime.audio_file import write_audio
+from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import file_stem, make_folder
 
 if TYPE_CHECKING:
@@ -24,6 +26,25 @@ logger = logging.getLogger(__name__)
 NOT_LOSSES = ("step", "learning_rate", "step_s", "clips_per_s")
 
 
+Method = TypeVar("Method", bound=Callable[..., None])
+
+
+def told(method: Method) -> Method:
+    """Lets a method of a journal that cannot write raise InputError."""
+
+    @wraps(method)
+    def telling(self: Journal, *given: Any) -> None:
+        try:
+            method(self, *given)
+        except OSError as error:
+            raise InputError(
+                f"'{error.filename or self.folder}' cannot be written ({error.strerror or error}): free some room, or "
+                "name another folder"
+            ) from error
+
+    return telling  # type: ignore[return-value]
+
+
 class Journal:
     """In a run's folder: `metrics.jsonl`, `loss.png`, `tensorboard/`, `samples/step-…/`.
 
@@ -31,9 +52,10 @@ class Journal:
         step: of the checkpoint that the run goes on from; what was told of later steps is dropped.
     """
 
+    @told
     def __init__(self, folder: Path, step: int) -> None:
         make_folder(folder)
-        self._folder, self._metrics = folder, folder / "metrics.jsonl"
+        self.folder, self._metrics = folder, folder / "metrics.jsonl"
         self._rows = [row for row in read_metrics(self._metrics) if row["step"] <= step]
         rows = "".join(json.dumps(row) + "\n" for row in self._rows)
         temporary = self._metrics.with_name(".metrics.jsonl")
@@ -48,6 +70,7 @@ class Journal:
 
             self._board = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
+    @told
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """One logged step: losses and times by name."""
         self._rows.append({"step": step, **values})
@@ -57,11 +80,12 @@ class Journal:
             for name, value in values.items():
                 self._board.add_scalar(name if name in NOT_LOSSES else f"loss/{name}", value, step)
 
+    @told
     def add_sounds(self, step: int, sounds: Mapping[str, NDArray[np.float32]], sample_rate: int) -> None:
         """Sounds (T,) by title, each a WAV with its spectrogram, and in TensorBoard."""
         from ezaudio.runtime.spectrogram import spectrogram_png
 
-        folder = self._folder / "samples" / f"step-{step:08d}"
+        folder = self.folder / "samples" / f"step-{step:08d}"
         folder.mkdir(parents=True, exist_ok=True)
         for number, (title, samples) in enumerate(sounds.items()):
             name = f"{number:02d}-{file_stem(title)}"
@@ -75,8 +99,9 @@ class Journal:
     def draw(self) -> None:
         """The loss curve so far, where matplotlib is installed."""
         if find_spec("matplotlib") is not None and self._rows:
-            draw_losses({self._folder.name: self._rows}, self._folder / "loss.png")
+            draw_losses({self.folder.name: self._rows}, self.folder / "loss.png")
 
+    @told
     def close(self) -> None:
         self.draw()
         self._file.close()
