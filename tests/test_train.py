@@ -154,6 +154,8 @@ def test_a_killed_run_loses_at_most_the_last_interval(clips: Path, tmp_path: Pat
     while len(checkpoints.stored_checkpoints(tmp_path)) < 2 and time.monotonic() < deadline:
         assert process.poll() is None
         time.sleep(0.05)
+    second = runner("ezaudio-train")("stage1", *command(clips, tmp_path, "--steps", "100000", "--seed", "0", "-q"))
+    fails(second, f"another process trains in '{tmp_path}': wait for it, or name another")
     process.send_signal(signal.SIGKILL)
     process.wait()
     rows = read_metrics(tmp_path / "metrics.jsonl")
@@ -161,9 +163,12 @@ def test_a_killed_run_loses_at_most_the_last_interval(clips: Path, tmp_path: Pat
     assert stored.step >= 5
     assert rows[-1]["step"] - stored.step <= 10  # logs come every 10 steps, checkpoints every 5
     last = stored.step + 2
+    (tmp_path / "checkpoints" / ".step-00000000.1").mkdir()
     result = runner("ezaudio-train")("stage1", *command(clips, tmp_path, "--steps", str(last)))
     assert result.exit_code == 0, result.output
     assert checkpoints.read_checkpoint(checkpoints.stored_checkpoints(tmp_path)[-1]).step == last
+    # Half a checkpoint of a killed process, gigabytes of L, is not kept for ever.
+    assert len(list((tmp_path / "checkpoints").iterdir())) == 2
 
 
 def test_two_processes_train_one_model(clips: Path, tmp_path: Path) -> None:

@@ -46,7 +46,7 @@ class Checkpoint:
 
 
 def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
-    """Write a checkpoint of a run, then delete all but the newest `keep`.
+    """Write a checkpoint of a run, then delete all but the newest `keep`. The run's only process that writes does.
 
     Raises InputError when it cannot be written, as on a full disk; older ones are untouched.
     """
@@ -68,7 +68,7 @@ def save_checkpoint(folder: Path, checkpoint: Checkpoint, keep: int) -> Path:
         raise InputError(f"the checkpoint '{final}' cannot be written: {first_line(error)}") from error
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for old in stored_checkpoints(folder)[:-keep]:
+    for old in (*stored_checkpoints(folder)[:-keep], *root.glob(f".{PREFIX}*")):  # and what a killed process left
         shutil.rmtree(old, ignore_errors=True)
     return final
 

@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib.util import find_spec
@@ -17,6 +18,9 @@ import numpy as np
 from ezaudio.runtime.audio_file import write_audio
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import file_stem, make_folder
+
+if sys.platform != "win32":
+    import fcntl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -50,12 +54,21 @@ class Journal:
 
     Args:
         step: of the checkpoint that the run goes on from; what was told of later steps is dropped.
+
+    Raises: InputError where the folder cannot be written, or another process trains there.
     """
 
     @told
     def __init__(self, folder: Path, step: int) -> None:
         make_folder(folder)
         self.folder, self._metrics = folder, folder / "metrics.jsonl"
+        self._lock = (folder / ".lock").open("a")  # held until it is closed
+        if sys.platform != "win32":
+            try:
+                # Not `flock`, which processes that read data would hold for a while after this one is killed.
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except (BlockingIOError, PermissionError) as error:
+                raise InputError(f"another process trains in '{folder}': wait for it, or name another") from error
         self._rows = [row for row in read_metrics(self._metrics) if row["step"] <= step]
         rows = "".join(json.dumps(row) + "\n" for row in self._rows)
         temporary = self._metrics.with_name(".metrics.jsonl")
@@ -103,10 +116,11 @@ class Journal:
 
     @told
     def close(self) -> None:
-        self.draw()
-        self._file.close()
-        if self._board is not None:
-            self._board.close()
+        with self._lock:
+            self.draw()
+            self._file.close()
+            if self._board is not None:
+                self._board.close()
 
 
 def read_metrics(path: Path) -> list[dict[str, float]]:
