@@ -87,6 +87,28 @@ def test_ids_take_the_place_of_states(manifest: Path, tmp_path: Path) -> None:
     assert tuple(clip.text.tolist()) == token_ids(clip.caption)
 
 
+def test_shards_hold_what_training_would_read_of_the_manifest(manifest: Path, tmp_path: Path) -> None:
+    rows = [Row(str(manifest.parent / f"{n}.flac"), f"sound {n}", "test" if n == 2 else "train") for n in range(4)]
+    write_manifest(tmp_path / "m.csv", rows)
+    for given, captions in (((), {"sound 0", "sound 1", "sound 3"}), (("--split", "test"), {"sound 2"})):
+        out = tmp_path / f"shards {len(given)}"
+        result = run(
+            "latents",
+            tmp_path / "m.csv",
+            "--model",
+            "debug",
+            "--random-weights",
+            "--duration",
+            "0.4",
+            "-o",
+            out,
+            *given,
+        )
+        assert result.exit_code == 0, result.output
+        shards = LatentShards(out)
+        assert {shards[number].caption for number in range(len(shards))} == captions
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_batches_follow_seed_and_epoch(shards: Path, num_workers: int) -> None:
     def read(first: int, workers: int) -> list[list[int]]:

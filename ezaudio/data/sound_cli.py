@@ -160,7 +160,7 @@ def check(manifest: Path, limit: int, quiet: bool) -> None:
 @click.option(
     "--text", type=click.Choice(("states", "ids")), default="states", show_default=True, help="What is stored."
 )
-@click.option("--split", help="Rows of this split only. [all]")
+@click.option("--split", default="train", show_default=True, help="Rows of the manifest to encode.")
 @click.option("--duration", type=click.FloatRange(0.1, 60), default=10.0, show_default=True, help="Seconds a clip.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the crops of long files.")
 @click.option("--shard-size", type=click.IntRange(1, 100_000), default=1024, show_default=True, help="Clips a shard.")
@@ -174,7 +174,7 @@ def latents(
     text_encoder: Path | None,
     random_weights: bool,
     text: str,
-    split: str | None,
+    split: str,
     duration: float,
     seed: int,
     shard_size: int,
