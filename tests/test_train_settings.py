@@ -45,6 +45,17 @@ def test_muon_gives_the_matrices_of_blocks_steps_of_one_size_in_all_directions()
     assert stepped.max() < 2.5 * stepped.min()
 
 
+def test_weights_decay_as_those_of_the_release() -> None:
+    dit = MaskDiT(DEBUG.dit)
+    (adamw,) = optimizers(dit, of_stage_one())
+    names = {id(parameter): name for name, parameter in dit.named_parameters()}
+    kept = {names[id(p)] for group in adamw.param_groups if not group["weight_decay"] for p in group["params"]}
+    expected = {name for name in names.values() if name.endswith(("bias", "mask_embed", "scale_shift_table"))}
+    norms = {f"{name}.weight" for name, module in dit.named_modules() if isinstance(module, torch.nn.LayerNorm)}
+    assert kept == expected | norms
+    assert sum(len(group["params"]) for group in adamw.param_groups) == len(names)
+
+
 def test_muon_refuses_what_it_cannot_train() -> None:
     with pytest.raises(InputError, match="for diffusion transformers"):
         optimizers(AutoencoderOobleck(DEBUG.vae), of_stage_one(optimizer="muon"))

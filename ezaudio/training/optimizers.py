@@ -23,7 +23,7 @@ def optimizers(network: nn.Module, run: RunSettings) -> list[torch.optim.Optimiz
 
     Raises: InputError for Muon where there is no block, or in fp16, whose loss scale two optimisers cannot share.
     """
-    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    trained = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
     if run.optimizer == "adamw":
         return [_adamw(trained, run)]
     if run.precision == "fp16":
@@ -42,12 +42,14 @@ def optimizers(network: nn.Module, run: RunSettings) -> list[torch.optim.Optimiz
     )
     muon.param_groups[0][TIMES] = MUON_TIMES
     chosen = {id(matrix) for matrix in matrices}
-    return [muon, _adamw([parameter for parameter in trained if id(parameter) not in chosen], run)]
+    return [muon, _adamw({name: p for name, p in trained.items() if id(p) not in chosen}, run)]
 
 
-def _adamw(trained: list[nn.Parameter], run: RunSettings) -> torch.optim.AdamW:
+def _adamw(trained: dict[str, nn.Parameter], run: RunSettings) -> torch.optim.AdamW:
+    # Tables of modulations have two dimensions and are vectors all the same: the release leaves them alone, too.
+    decayed = {name for name, p in trained.items() if p.ndim > 1 and not name.endswith("scale_shift_table")}
     groups = [
-        {"params": [p for p in trained if p.ndim > 1], "weight_decay": run.weight_decay},
-        {"params": [p for p in trained if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": [p for name, p in trained.items() if name in decayed], "weight_decay": run.weight_decay},
+        {"params": [p for name, p in trained.items() if name not in decayed], "weight_decay": 0.0},
     ]
     return torch.optim.AdamW(groups, run.schedule.learning_rate, betas=run.betas)
