@@ -96,6 +96,11 @@ def test_bad_input_is_one_line(clips: Path, tmp_path: Path) -> None:
     fails(run("vae", *command(clips, tmp_path / "a", *few, "--clip-s", "0.05")), "clips must be at least 0.11 s")
     fails(run("vae", *command(clips, tmp_path / "a", *few, "--gradient-checkpointing")), "are for transformers")
     for kind in ("stage1", "controlnet"):
+        fails(
+            run(kind, *command(clips, tmp_path / "a", *few, "--clip-s", "0.03")), "clip_s must be 0.04 to 60, got 0.03"
+        )
+        shortest = run(kind, *command(clips, tmp_path / kind, *few, "--clip-s", "0.04", "-q"))
+        assert shortest.exit_code == 0, shortest.output
         negative = command(clips, tmp_path / "a", *few, "--min-snr-gamma", "-5")
         fails(run(kind, *negative), "min_snr_gamma must be more than 0, got -5.0")
     if not torch.cuda.is_available():

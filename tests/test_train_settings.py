@@ -97,7 +97,7 @@ def test_a_schedule_warms_up_and_decays() -> None:
     [
         ({"learning_rate": 0.0}, "learning_rate must be more than 0"),
         ({"batch_size": 0}, "batch_size must be 1 to 65,536"),
-        ({"clip_s": 61.0}, "clip_s must be more than 0 to 60"),
+        ({"clip_s": 61.0}, "clip_s must be 0.04 to 60"),
         ({"precision": "fp8"}, "precision must be fp32, bf16 or fp16"),
     ],
 )

@@ -9,6 +9,7 @@ from ezaudio.runtime.errors import InputError
 
 Precision = Literal["fp32", "bf16", "fp16"]
 Optimizer = Literal["adamw", "muon"]
+MIN_CLIP_S = 0.04  # two latent frames: with less, convolutions and the energy's padding have nothing to work on
 
 
 def _check(holds: bool, name: str, expected: str, got: Any) -> None:
@@ -95,7 +96,7 @@ class RunSettings:
         _check(self.optimizer in get_args(Optimizer), "optimizer", "adamw or muon", self.optimizer)
         _check(0 <= self.ema_decay < 1, "ema_decay", "0 to less than 1", self.ema_decay)
         _check(self.clip_norm > 0, "clip_norm", "more than 0", self.clip_norm)
-        _check(0 < self.clip_s <= 60, "clip_s", "more than 0 to 60", self.clip_s)
+        _check(MIN_CLIP_S <= self.clip_s <= 60, "clip_s", f"{MIN_CLIP_S} to 60", self.clip_s)
         _check(self.seed >= 0, "seed", "at least 0", self.seed)
         for name in ("log_every", "save_every", "keep"):
             _check(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
