@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 import threading
@@ -359,6 +360,18 @@ def test_a_torn_journal_goes_on(tmp_path: Path) -> None:
     path.write_bytes(whole[: whole.index(b"\n") - 3])
     with Journal(path, {"a": 2}) as journal:  # even the first line was torn: nothing was finished
         assert journal.records == {}
+
+
+def test_a_file_system_without_locks_is_not_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mock of Lustre as it is usually mounted."""
+
+    def refuse(*given: Any) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    fcntl = pytest.importorskip("fcntl", reason="no POSIX locks")
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with Journal(tmp_path / "j.jsonl", {"a": 1}) as journal:
+        journal.append([{"key": "x"}])
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="needs a file that is always full")

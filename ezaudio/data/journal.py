@@ -13,12 +13,28 @@ from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, Literal
 
 from ezaudio.runtime.errors import InputError
 
 if sys.platform != "win32":
     import fcntl
+
+
+def is_locked(file: IO[Any], how: Literal["flock", "lockf"]) -> bool:
+    """Whether another process has locked an open file; where none has, this one does until the file is closed.
+
+    Args:
+        how: processes that are forked off share the lock of `flock`, and not that of `lockf`.
+    """
+    if sys.platform != "win32":
+        try:
+            getattr(fcntl, how)(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+        except OSError:  # a file system without locks, as clusters have: it is not in use for that
+            return False
+    return False
 
 
 class Journal:
@@ -40,7 +56,8 @@ class Journal:
         except OSError as error:
             raise InputError(f"'{path}' cannot be written ({error.strerror or error}): name another place") from error
         try:
-            self._lock()
+            if is_locked(self._file, "flock"):
+                raise InputError(f"'{path}' is in use by another process: wait for it, or name another")
             self._read(settings)
         except BaseException:
             self.close()
@@ -74,13 +91,6 @@ class Journal:
             os.fsync(self._file.fileno())
         except OSError as error:
             raise InputError(f"'{self.path}' cannot be written ({error.strerror or error}): free some room") from error
-
-    def _lock(self) -> None:
-        if sys.platform != "win32":
-            try:
-                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                raise InputError(f"'{self.path}' is in use by another process: wait for it, or name another") from error
 
     def _read(self, settings: dict[str, Any]) -> None:
         self._file.seek(0)

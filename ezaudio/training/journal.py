@@ -6,7 +6,6 @@ import json
 import logging
 import math
 import os
-import sys
 from collections.abc import Callable, Mapping
 from functools import wraps
 from importlib.util import find_spec
@@ -15,12 +14,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
+from ezaudio.data.journal import is_locked
 from ezaudio.runtime.audio_file import write_audio
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.naming import file_stem, make_folder
-
-if sys.platform != "win32":
-    import fcntl
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -63,12 +60,9 @@ class Journal:
         make_folder(folder)
         self.folder, self._metrics = folder, folder / "metrics.jsonl"
         self._lock = (folder / ".lock").open("a")  # held until it is closed
-        if sys.platform != "win32":
-            try:
-                # Not `flock`, which processes that read data would hold for a while after this one is killed.
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except (BlockingIOError, PermissionError) as error:
-                raise InputError(f"another process trains in '{folder}': wait for it, or name another") from error
+        # Not `flock`, which processes that read data would hold for a while after this one is killed.
+        if is_locked(self._lock, "lockf"):
+            raise InputError(f"another process trains in '{folder}': wait for it, or name another")
         self._rows = [row for row in read_metrics(self._metrics) if row["step"] <= step]
         rows = "".join(json.dumps(row) + "\n" for row in self._rows)
         temporary = self._metrics.with_name(".metrics.jsonl")
