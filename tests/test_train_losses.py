@@ -9,12 +9,15 @@ import pytest
 import torch
 from torch import Tensor
 
-from ezaudio.config import DiffusionConfig
+from ezaudio.config import DiffusionConfig, preset
+from ezaudio.data.dataset import ClipBatch
 from ezaudio.runtime.solvers import alphas_cumprod
 from ezaudio.training import losses
+from ezaudio.training.autoencoder import AutoencoderTask
 from ezaudio.training.discriminator import Discriminators
 from ezaudio.training.masks import generation_mask, span_mask
-from ezaudio.training.settings import AutoencoderLosses
+from ezaudio.training.settings import AutoencoderLosses, Schedule
+from ezaudio.vae import AutoencoderOobleck
 
 
 def normal(*shape: int, seed: int = 0) -> Tensor:
@@ -71,9 +74,18 @@ def test_kl_is_that_of_gaussians() -> None:
     expected = torch.distributions.kl_divergence(posterior, torch.distributions.Normal(torch.zeros(()), torch.ones(())))
     torch.testing.assert_close(losses.kl_divergence(mean, std), expected.sum(1).mean())
     assert float(losses.kl_divergence(torch.zeros(1, 2, 3), torch.ones(1, 2, 3))) == 0
-    # The release's bottleneck leaves the half out; its weight of that is 1e-4.
+
+
+def test_the_autoencoder_weighs_kl_as_the_release() -> None:
+    """Whose bottleneck leaves the one half out; its weight of that is 1e-4."""
+    config = preset("debug").vae
+    task = AutoencoderTask(AutoencoderOobleck(config), Schedule(1e-3), AutoencoderLosses(filters=2))
+    audio = 0.1 * normal(2, 1, 8 * config.hop)
+    batch = ClipBatch(audio, ["", ""], torch.arange(2), [])
+    *_, of_autoencoder = task.losses(task.networks, batch, torch.Generator().manual_seed(0))
+    mean, std = task.networks["vae"].encode_moments(audio)  # type: ignore[operator]
     released = 1e-4 * (mean.square() + std.square() - std.square().log() - 1).sum(1).mean()
-    torch.testing.assert_close(AutoencoderLosses().kl * losses.kl_divergence(mean, std), released)
+    torch.testing.assert_close(of_autoencoder.terms["kl"], released)
 
 
 @pytest.mark.parametrize(

@@ -90,7 +90,7 @@ class AutoencoderTask:
         weights = self.weights
         terms = {
             "spectrum": weights.spectral * self._spectral(made, target),
-            "kl": weights.kl * kl_divergence(mean, std),
+            "kl": weights.kl * 2 * kl_divergence(mean, std),  # without the one half, as the release
             "adversarial": weights.adversarial * adversarial_loss([verdict.logits.chunk(2)[1] for verdict in judged]),
             "features": weights.feature_matching
             * feature_matching_loss(

@@ -169,14 +169,14 @@ class AutoencoderLosses:
     """Weights of the VAE's losses, those of the release's autoencoder.
 
     Attributes:
-        kl: of the divergence; the release weighs twice that, without its one half, by 1e-4.
+        kl: of twice the divergence, which the release leaves the one half out of.
         windows: of the spectral loss, in samples; hops are a quarter.
         judged_windows: of the discriminators.
         filters: channels of the discriminators' inner layers.
     """
 
     spectral: float = 1.0
-    kl: float = 2e-4
+    kl: float = 1e-4
     adversarial: float = 0.1
     feature_matching: float = 5.0
     windows: tuple[int, ...] = (1280, 640, 320, 160, 80, 40, 20)
