@@ -20,6 +20,7 @@ from torch import Tensor
 from ezaudio.kernels import target
 from ezaudio.kernels.attention_backward import attention_backward
 from ezaudio.kernels.head_norm import (
+    LENGTHS,
     head_rows,
     head_strides,
     head_unit,
@@ -38,7 +39,7 @@ MANY = 4  # programs for a multiprocessor, from which on a larger block of queri
 LOWEST = tl.constexpr(-1e30)  # start of the running maximum: finite, so that −∞ − LOWEST is −∞ and never NaN
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _attention_fwd_kernel(
     q_ptr: tl.pointer_type,  # (B, H, L, E), last stride 1
     k_ptr: tl.pointer_type,  # (B, H, S, MAIN + TAIL) k̂, packed

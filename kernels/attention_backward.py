@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ezaudio.kernels import target
 from ezaudio.kernels.head_norm import (
+    LENGTHS,
     head_rows,
     head_strides,
     head_unit,
@@ -36,7 +37,7 @@ from ezaudio.kernels.rounding import narrow, product
 LN_2 = tl.constexpr(0.6931471805599453)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _attention_bwd_dq_kernel(
     q_ptr: tl.pointer_type,  # (B, H, L, E), last stride 1
     packed_ptr: tl.pointer_type,  # (B, H, L, MAIN + TAIL) q̂, packed
@@ -123,7 +124,7 @@ def _attention_bwd_dq_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=LENGTHS)
 def _attention_bwd_dkv_kernel(
     q_ptr: tl.pointer_type,  # (B, H, L, MAIN + TAIL) q̂, packed
     k_ptr: tl.pointer_type,  # (B, H, S, E), last stride 1

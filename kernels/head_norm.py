@@ -22,6 +22,11 @@ from torch import Tensor
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
+LENGTHS = ["length", "keys"]
+"""Arguments of attention kernels that Triton takes as they come. A 1 it would write into the code, whose loop is then
+one round, and of that ptxas 12.8 makes wrong code where heads have a tail (`kernel_compile.py` of the tests).
+"""
+
 
 def tile_widths(head_width: int) -> tuple[int, int]:
     """(MAIN, TAIL) columns of the two tiles; TAIL is 0 for powers of two."""

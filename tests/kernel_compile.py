@@ -55,7 +55,8 @@ class Recorder:
         attributes: dict[tuple[int, ...], Any] = {}
         for index, parameter in enumerate(kernel.params):
             value = arguments[parameter.name]
-            if parameter.is_constexpr or value is None or (type(value) is int and value == 1):
+            special = not parameter.do_not_specialize
+            if parameter.is_constexpr or value is None or (special and type(value) is int and value == 1):
                 signature[parameter.name], constants[parameter.name] = "constexpr", value
                 continue
             if isinstance(value, TensorDescriptor):
@@ -67,7 +68,7 @@ class Recorder:
             else:
                 assert type(value) is int, (parameter.name, value)
                 signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
-            if isinstance(value, Tensor) or value % 16 == 0:
+            if isinstance(value, Tensor) or (special and value % 16 == 0):
                 attributes[(index,)] = DIVISIBLE
         launch = kernel, signature, constants, attributes, options
         self.launches[str((kernel.__name__, *launch[1:]))] = launch
@@ -106,6 +107,8 @@ def run_operators() -> None:
     for head_width in (20, 36, 40, 96):  # of other models: tiles of other widths, rows that 16 bytes do not divide
         run_attention(HEADS * head_width, torch.bfloat16)
     run_attention(1152, torch.float16, 512, 64)
+    for frames, tokens in ((1, 1), (FRAMES, 1), (1, TOKENS)):
+        run_attention(1152, torch.bfloat16, frames, tokens)
     run_attention(1024, torch.bfloat16, 512, 64)
     run_norms(1152, torch.bfloat16)
     run_norms(1152, torch.float32, all_forms=False)

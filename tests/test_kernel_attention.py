@@ -104,14 +104,16 @@ def test_masked_cross_attention_matches(width: int, dtype: torch.dtype) -> None:
     assert fails(19, 41, width, dtype) == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize("length", SELF.values(), ids=SELF.keys())
-def test_lengths_of_self_attention(length: int) -> None:
-    assert fails(length, None, 72, torch.float32) == {}
+def test_lengths_of_self_attention(length: int, dtype: torch.dtype) -> None:
+    assert fails(length, None, 72, dtype) == {}
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=dtype_name)
 @pytest.mark.parametrize(("length", "keys"), CROSS.values(), ids=CROSS.keys())
-def test_lengths_of_cross_attention(length: int, keys: int) -> None:
-    assert fails(length, keys, 72, torch.float32) == {}
+def test_lengths_of_cross_attention(length: int, keys: int, dtype: torch.dtype) -> None:
+    assert fails(length, keys, 72, dtype) == {}
 
 
 @pytest.mark.parametrize("width", [8, 16, 24, 32, 40, 48, 96], ids="E={}".format)
