@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -66,6 +68,36 @@ def test_without_a_gpu_nothing_is_recorded() -> None:
     recorded = Recorded(other).train()
     assert history(recorded, other, True, [6, 6]) == history(model, model, True, [6, 6])
     assert recorded._recordings == {}
+
+
+class MockedStream:
+    """Does nothing, as the graphs that are captured on it."""
+
+    def wait_stream(self, stream: MockedStream) -> None: ...
+
+    def replay(self) -> None: ...
+
+
+@pytest.mark.skipif(DEVICE == "cuda", reason="stands in for a GPU where there is none")
+def test_with_a_mock_of_cuda_recordings_share_a_pool_and_its_stream(monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch gives memory that a graph of a pool has freed to later ones of the same stream only."""
+    captured: list[tuple[Any, Any]] = []
+
+    def graph(graph: MockedStream, pool: object, stream: MockedStream, capture_error_mode: str) -> nullcontext[None]:
+        captured.append((pool, stream))
+        return nullcontext()
+
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    for name in ("Stream", "current_stream", "CUDAGraph"):
+        monkeypatch.setattr(torch.cuda, name, MockedStream)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    monkeypatch.setattr(torch.cuda, "stream", nullcontext)
+    monkeypatch.setattr(torch.cuda, "graph", graph)
+    recorded = Recorded(nn.Linear(3, 2)).train()
+    for rows in (4, 5, 4):
+        recorded(torch.ones(rows, 3)).sum().backward()
+    assert len(captured) == 4  # forward and backward of two shapes
+    assert len(set(captured)) == 1
 
 
 def test_padding_of_text() -> None:

@@ -30,7 +30,9 @@ class Recorded(nn.Module):
         super().__init__()
         self.network = network
         self._recordings: dict[Any, _Recording] = {}
+        # What a recording has freed in the pool another takes on the same stream alone.
         self._pool: Any = None
+        self._stream: Any = None
 
     def forward(self, *inputs: Tensor | None) -> Tensor:
         first = next(x for x in inputs if x is not None)
@@ -41,8 +43,8 @@ class Recorded(nn.Module):
             if len(self._recordings) == MAX_SHAPES:
                 return self.network(*inputs)
             if self._pool is None:
-                self._pool = torch.cuda.graph_pool_handle()
-            self._recordings[key] = _Recording(self.network, inputs, self._pool)
+                self._pool, self._stream = torch.cuda.graph_pool_handle(), torch.cuda.Stream()
+            self._recordings[key] = _Recording(self.network, inputs, self._pool, self._stream)
         recording = self._recordings[key]
         return _Replay.apply(recording, inputs, *recording.parameters)
 
@@ -54,7 +56,7 @@ class _Recording:
     whatever used them before, which a recording must not wait for.
     """
 
-    def __init__(self, network: nn.Module, inputs: tuple[Tensor | None, ...], pool: Any) -> None:
+    def __init__(self, network: nn.Module, inputs: tuple[Tensor | None, ...], pool: Any, stream: Any) -> None:
         named = {name: parameter for name, parameter in network.named_parameters() if parameter.requires_grad}
         self.parameters = tuple(named.values())
         self.inputs = tuple(None if x is None else x.detach().clone() for x in inputs)
@@ -71,7 +73,6 @@ class _Recording:
         def backward(output: Tensor, gradient: Tensor) -> tuple[Tensor | None, ...]:
             return torch.autograd.grad(output, tuple(leaves.values()), gradient, allow_unused=True)
 
-        stream = torch.cuda.Stream()
         stream.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(stream):
             for _ in range(WARM_UPS):  # kernels compile, libraries take their workspace
