@@ -39,7 +39,7 @@ from checkout import ROOT, use_checkout
 use_checkout("kernels", "runtime", "export")
 
 from gpu_goals import GOALS, PLAN, Row, row, told  # noqa: E402
-from gpu_rig import GPU, PREPARATION, REHEARSAL, Rig, hardware  # noqa: E402
+from gpu_rig import GPU, PREPARATION, REHEARSAL, Rig, hardware, save  # noqa: E402
 
 TOTAL_S, PREPARATION_S = 470, 100
 MARK, FACTS, WHY = "gpu-row ", "gpu-facts ", "gpu-failed "  # begin lines of a section's output: rows, GPU, its end
@@ -262,16 +262,10 @@ def measure_all(arguments: argparse.Namespace, only: set[str]) -> tuple[list[Row
         made += [
             row(*plan, reason=reason, failed=failed) | facts for plan in planned(section, only) if plan not in found
         ]
-        save(made, arguments.output)
+        for one in made:
+            save(one, arguments.output)
         rows += made
     return rows, facts
-
-
-def save(rows: list[Row], output: Path) -> None:
-    """Append at once: a run that is stopped keeps what it has measured."""
-    output.parent.mkdir(parents=True, exist_ok=True)
-    with output.open("a", encoding="utf-8") as file:
-        file.writelines(json.dumps(made) + "\n" for made in rows)
 
 
 def rehearse(arguments: argparse.Namespace, only: set[str]) -> list[Row]:

@@ -6,6 +6,7 @@ there is no GPU.
 
 from __future__ import annotations
 
+import json
 import platform
 import statistics
 import subprocess
@@ -14,6 +15,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -183,3 +185,10 @@ def hardware(device: str = "cuda") -> dict[str, str]:
     except (OSError, subprocess.SubprocessError):
         driver = "unknown"
     return {"gpu": torch.cuda.get_device_name(), "driver": driver, "cuda": torch.version.cuda or "", **versions}
+
+
+def save(row: dict[str, Any], output: Path) -> None:
+    """Append a row at once: a run that is stopped keeps what it has measured."""
+    output.parent.mkdir(parents=True, exist_ok=True)
+    with output.open("a", encoding="utf-8") as file:
+        file.write(json.dumps(row) + "\n")

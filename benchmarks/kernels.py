@@ -13,7 +13,6 @@ Without a GPU it prints what each operator has to move and compute. --dry-run re
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -28,7 +27,7 @@ from typing import Any
 import torch
 from checkout import ROOT
 from gpu_goals import KERNEL_BATCH, PASSES
-from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware
+from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware, save
 from operators import FAULT, Case, all_cases, recorded, timed, wrong
 
 MODELS = ("l", "xl")
@@ -192,7 +191,6 @@ def main() -> None:
     bandwidth, facts, at_once = copy_bandwidth(rig), hardware(rig.device), 2
     if not arguments.dry_run:
         at_once = max(1, torch.cuda.mem_get_info()[0] // BYTES_EACH)
-        arguments.output.parent.mkdir(parents=True, exist_ok=True)
     print(", ".join(f"{name} {value}" for name, value in facts.items()) + f", copy {bandwidth:.0f} GB/s", flush=True)
     problems = 0
     for job, found in measured(jobs, rig, arguments.batch, at_once):
@@ -200,8 +198,7 @@ def main() -> None:
         problems += "problem" in made
         print(told(made, bandwidth), flush=True)
         if not arguments.dry_run:
-            with arguments.output.open("a", encoding="utf-8") as file:  # at once: a run that is stopped keeps its rows
-                file.write(json.dumps(made | {"copy_gb_per_s": bandwidth} | facts) + "\n")
+            save(made | {"copy_gb_per_s": bandwidth} | facts, arguments.output)
     if problems:
         sys.exit(f"{problems} of {len(jobs)} were not correct or not measured, and have no ratio")
 

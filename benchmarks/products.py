@@ -11,7 +11,6 @@ are read from memory, as in a step: there are more copies of them than the secon
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +23,7 @@ from checkout import ROOT, use_checkout
 use_checkout("kernels", "runtime")
 
 from gpu_goals import sizes_of  # noqa: E402
-from gpu_rig import CACHE_BYTES, GPU, REHEARSAL, Rig, captured, hardware, milliseconds  # noqa: E402
+from gpu_rig import CACHE_BYTES, GPU, REHEARSAL, Rig, captured, hardware, milliseconds, save  # noqa: E402
 from timing import spread  # noqa: E402
 from torch import Tensor  # noqa: E402
 
@@ -93,21 +92,19 @@ def main() -> None:
     if not torch.cuda.is_available() and not arguments.dry_run:
         sys.exit("A CUDA GPU is needed to measure. --dry-run rehearses.")
     rig = REHEARSAL if arguments.dry_run else GPU
-    facts, rows = hardware(rig.device), []
+    facts = hardware(rig.device)
     for model in models:
         sizes = sizes_of(rig.models[0] if arguments.dry_run else model)
         count = 2 * arguments.clips * rig.frames
         for name, (inside, outside) in shapes(sizes.width).items():
             found = measured(count, inside, outside, rig)
             row = {"benchmark": "products", "model": model, "product": name, "shape": [count, inside, outside]}
-            rows.append(row | found | facts)
+            if not arguments.dry_run:
+                save(row | found | facts, arguments.output)
             told = found.get("reason", "")
             for split, us in found.get("us", {}).items():
                 told += f"  split {split}: {us:7.2f} µs {2e-6 * count * inside * outside / us:5.0f} TFLOP/s"
             print(f"{model:3} {name:20} {count} × {inside} × {outside} {told}", flush=True)
-    if not arguments.dry_run:
-        with arguments.output.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

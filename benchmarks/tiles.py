@@ -12,7 +12,6 @@ benchmarks/results/gpu_tiles.jsonl.
 from __future__ import annotations
 
 import argparse
-import json
 import multiprocessing
 import os
 import sys
@@ -32,7 +31,7 @@ from checkout import ROOT, use_checkout
 use_checkout("kernels", "runtime")
 
 from gpu_goals import PASSES, Sizes  # noqa: E402
-from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware  # noqa: E402
+from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware, save  # noqa: E402
 from operators import Case, attention_cases, measure, norm_cases, run_once, sized, wrong  # noqa: E402
 from timing import spread  # noqa: E402
 from torch import Tensor  # noqa: E402
@@ -272,10 +271,9 @@ def main() -> None:
                 else:
                     told = rows[-1]["reason"]
                 print(f"{model:3} {case.name:16} {row['pass']:8} {label:44} {told}", flush=True)
+                if not arguments.dry_run:
+                    save(rows[-1], arguments.output)
     print(fastest(rows))
-    if not arguments.dry_run:
-        with arguments.output.open("a", encoding="utf-8") as file:
-            file.writelines(json.dumps(row) + "\n" for row in rows)
 
 
 if __name__ == "__main__":

@@ -139,6 +139,28 @@ def test_products_are_rehearsed() -> None:
     assert all(f"split {split}" in row for row in rows for split in (1, 2, 4)), run.stdout
 
 
+@pytest.mark.parametrize("script", ["products", "tiles"])
+def test_with_a_mock_of_a_gpu_a_run_that_is_stopped_keeps_its_rows(
+    script: str, benchmark_scripts: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module, output = importlib.import_module(script), tmp_path / "new" / "rows.jsonl"
+    answers = iter([{"reason": "the first"}])
+
+    def measured(*_: Any) -> dict[str, Any]:
+        for answer in answers:
+            return answer
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    mocks = {"GPU": module.REHEARSAL, "measured": measured, "prepare": print, "hardware": lambda device: {}}
+    for name, mock in mocks.items():
+        monkeypatch.setattr(module, name, mock, raising=name != "prepare")
+    monkeypatch.setattr(sys, "argv", [script, "--models", "l", "--output", str(output)])
+    with pytest.raises(KeyboardInterrupt):
+        module.main()
+    assert [json.loads(line)["reason"] for line in output.read_text().splitlines()] == ["the first"]
+
+
 @pytest.mark.slow
 @no_gpu
 def test_tiles_takes_candidates_in_turn() -> None:
