@@ -88,6 +88,19 @@ def test_fused_operators_give_the_plain_latents(case: str) -> None:
     assert golden.relative_error(made[1].latents, made[0].latents) < 1e-5  # measured: 2e-6
 
 
+@pytest.mark.parametrize("case", ["reuse", "controlled"])
+def test_fused_blocks_take_the_skips_of_their_own_depth(case: str) -> None:
+    """Of a model with several in blocks: the debug model has one, whose skip and residual could not be mistaken."""
+    deeper = replace(DEBUG, dit=replace(DEBUG.dit, depth=6))
+    asked = request(decoded=False, **REQUESTS[case])
+    made = [
+        TorchSessions(random_graphs(deeper, controlnet=True), deeper, DEVICE, torch.float32, fused=fused)
+        for fused in (False, True)
+    ]
+    plain, fused = (model.generate(asked).latents for model in made)
+    assert golden.relative_error(fused, plain) < 1e-5
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=["float16", "bfloat16"])
 def test_fused_half_precision_strays_no_further_than_plain(dtype: torch.dtype) -> None:
     asked = request(batch=2, num_steps=2, noise="philox")
