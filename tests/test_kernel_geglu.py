@@ -85,6 +85,13 @@ def test_of_a_product(shape: str, dtype: torch.dtype) -> None:
 
 
 @needs_copy_engine
+def test_of_a_product_in_several_groups_of_tiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(product, "GROUP", 1)
+    error, bound = product_error(product, PRODUCTS["ragged"], torch.float16)
+    assert error <= bound
+
+
+@needs_copy_engine
 def test_of_a_product_either_way_that_weights_lie() -> None:
     x, weight, bias = given(PRODUCTS["ragged"], torch.float16)
     lying = weight.T.contiguous().T
