@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from contextlib import nullcontext
+from dataclasses import replace
 
 import pytest
 import torch
@@ -60,9 +61,10 @@ def test_sizes_that_do_not_fit_are_refused_before_they_are_read() -> None:
 
 
 def test_control_residuals_reach_the_fused_skips() -> None:
-    plain = small_model(DEBUG.dit)
+    """Each its own: of several in blocks, where the debug model has one."""
+    plain = small_model(replace(DEBUG.dit, depth=6))
     fused = copy.deepcopy(plain).fuse()
-    residuals = [random(2, 9, DEBUG.dit.width, seed=5).to(DEVICE)]
+    residuals = [random(2, 9, DEBUG.dit.width, seed=seed).to(DEVICE) for seed in (5, 6, 7)]
     with torch.no_grad():
         expected, got = (model(**arguments(), residuals=residuals) for model in (plain, fused))
     assert relative_error(got.cpu(), expected.cpu()) < 1e-5  # measured: 4e-7
