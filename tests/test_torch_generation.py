@@ -181,6 +181,14 @@ def test_a_request_has_the_same_number_of_everything(part: str) -> None:
         request(2, **arrays | {part: arrays[part][:1]})
 
 
+def test_modulation_in_several_parts_is_that_of_all_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run of more than 64 steps, as the official one, has several parts."""
+    asked = request(num_steps=5, decoded=False)
+    expected = sessions().generate(asked).latents
+    monkeypatch.setattr(generation, "MODULATION_CHUNK", 2)
+    assert golden.relative_error(sessions().generate(asked).latents, expected) < 1e-5
+
+
 def test_requests_of_one_shape_share_a_recording() -> None:
     model = sessions()
     asked = request()
