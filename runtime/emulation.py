@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import onnxruntime as ort
 
 from ezaudio.runtime.errors import BundleError, MissingExtraError
-from ezaudio.runtime.session import CPU, GraphSessions
+from ezaudio.runtime.session import CPU, GraphSessions, keep_integers_exact
 
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
@@ -85,6 +85,7 @@ def open_session(model: ModelProto, folder: Path, threads: int | None) -> ort.In
     options.log_severity_level = 3
     options.enable_cpu_mem_arena = False
     options.intra_op_num_threads = threads or 0
+    keep_integers_exact(options)
     options.add_session_config_entry("session.model_external_initializers_file_folder_path", str(folder))
     return ort.InferenceSession(model.SerializeToString(), options, providers=[CPU])
 

@@ -74,6 +74,7 @@ public:
         : folder_(std::move(folder)), manifest_(&manifest) {
         options_.SetIntraOpNumThreads(threads);
         options_.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+        if (integers_overflow()) options_.AddConfigEntry("session.x64quantprecision", "1");
         choose_device(device);
         if (device == "cpu") share_memory(low_memory);
         once_options_ = options_.Clone();
@@ -196,6 +197,31 @@ private:
             throw InputError("device " + python_repr(device) + " is not in this ONNX Runtime (" + error.what() +
                              "): link one built with it");
         }
+    }
+
+    /// Whether ONNX Runtime cuts off sums of products of uint8 and int8 at 16 bits, as it does on an x86-64 processor
+    /// without VNNI. There its slower products are taken. See `keep_integers_exact` in runtime/session.py.
+    bool integers_overflow() {
+        // y (1, 1) = MatMulInteger of uint8 a (1, 4) and int8 b (4, 1), opset 20.
+        static constexpr unsigned char product[] = {
+            0x08, 0x08, 0x3a, 0x5c, 0x0a, 0x18, 0x0a, 0x01, 0x61, 0x0a, 0x01, 0x62, 0x12, 0x01, 0x79, 0x22, 0x0d,
+            0x4d, 0x61, 0x74, 0x4d, 0x75, 0x6c, 0x49, 0x6e, 0x74, 0x65, 0x67, 0x65, 0x72, 0x12, 0x01, 0x67, 0x5a,
+            0x13, 0x0a, 0x01, 0x61, 0x12, 0x0e, 0x0a, 0x0c, 0x08, 0x02, 0x12, 0x08, 0x0a, 0x02, 0x08, 0x01, 0x0a,
+            0x02, 0x08, 0x04, 0x5a, 0x13, 0x0a, 0x01, 0x62, 0x12, 0x0e, 0x0a, 0x0c, 0x08, 0x03, 0x12, 0x08, 0x0a,
+            0x02, 0x08, 0x04, 0x0a, 0x02, 0x08, 0x01, 0x62, 0x13, 0x0a, 0x01, 0x79, 0x12, 0x0e, 0x0a, 0x0c, 0x08,
+            0x06, 0x12, 0x08, 0x0a, 0x02, 0x08, 0x01, 0x0a, 0x02, 0x08, 0x01, 0x42, 0x04, 0x0a, 0x00, 0x10, 0x14};
+        Ort::SessionOptions options;
+        options.SetIntraOpNumThreads(1);
+        options.SetLogSeverityLevel(ORT_LOGGING_LEVEL_FATAL);
+        std::uint8_t a[] = {255, 255, 255, 255};
+        std::int8_t b[] = {127, 127, 127, 127};
+        const Shape row{1, 4}, column{4, 1};
+        const Ort::Value inputs[] = {view(a, 4, row), view(b, 4, column)};
+        const char *taken[] = {"a", "b"}, *given[] = {"y"};
+        const std::lock_guard<std::mutex> lock(environment_mutex());
+        Ort::Session session(environment_, product, sizeof product, options);
+        const auto found = session.Run(Ort::RunOptions{}, taken, inputs, 2, given, 1);
+        return found[0].GetTensorData<std::int32_t>()[0] != 4 * 255 * 127;
     }
 
     /// Whether a graph runs once a clip, not in every step.
