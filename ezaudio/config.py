@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field, fields, replace
 from math import prod
+from pathlib import PurePath
 from typing import Any
 
 
@@ -145,7 +146,7 @@ class GenerationDefaults:
 
 @dataclass(frozen=True, slots=True)
 class EzAudioConfig:
-    """A whole system: text encoder, DiT, VAE, diffusion."""
+    """A whole system: text encoder, DiT, VAE, diffusion. Bundles and engines in the user's cache are named after it."""
 
     name: str
     dit: DiTConfig
@@ -157,6 +158,7 @@ class EzAudioConfig:
     max_duration_s: float = 30.0
 
     def __post_init__(self) -> None:
+        plain_name(self.name)
         if self.dit.latent_channels != self.vae.latent_channels:
             raise ValueError(
                 f"DiT expects {self.dit.latent_channels} latent channels, the VAE makes {self.vae.latent_channels}"
@@ -187,6 +189,13 @@ class EzAudioConfig:
             return _build(cls, {**data, **built})
         except TypeError as error:
             raise ValueError(f"model settings do not fit this version: {error}") from error
+
+
+def plain_name(name: str) -> str:
+    """A file name that cannot leave the folder it is used in. Raises ValueError."""
+    if not name or name == ".." or PurePath(name).name != name or "\\" in name or ":" in name:
+        raise ValueError(f"{name!r} is no plain file name")
+    return name
 
 
 def _build(kind: type, data: dict[str, Any]) -> Any:

@@ -9,10 +9,10 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path, PurePath
+from pathlib import Path
 from typing import Any
 
-from ezaudio.config import EzAudioConfig
+from ezaudio.config import EzAudioConfig, plain_name
 from ezaudio.runtime.certificate import Certificate
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.naming import replace_file
@@ -218,8 +218,8 @@ def _parse(data: bytes, path: Path) -> Manifest:
         if found["sha256"] != digest:
             changed = f"'{path}' has changed since the bundle was made (its sha256 differs)"
             raise BundleError(f"{changed}: copy or export the bundle again")
-        files = {_plain(name): FileEntry(int(f["size"]), str(f["sha256"])) for name, f in found["files"].items()}
-        graphs = {str(name): _graph(entry, files) for name, entry in found["graphs"].items()}
+        files = {plain_name(name): FileEntry(int(f["size"]), str(f["sha256"])) for name, f in found["files"].items()}
+        graphs = {plain_name(name): _graph(entry, files) for name, entry in found["graphs"].items()}
         return Manifest(
             config=EzAudioConfig.from_dict(found["config"]),
             precision=str(found["precision"]),
@@ -253,13 +253,6 @@ def _certificate(data: dict[str, Any] | None, files: dict[str, FileEntry]) -> Ce
     if certificate.reference.file not in files:
         raise ValueError(f"reference file {certificate.reference.file!r} is not listed")
     return certificate
-
-
-def _plain(name: str) -> str:
-    """A name that cannot leave the bundle's folder."""
-    if not name or name == ".." or PurePath(name).name != name or "\\" in name or ":" in name:
-        raise ValueError(f"{name!r} is no plain file name")
-    return name
 
 
 def _check_file(path: Path, entry: FileEntry) -> None:

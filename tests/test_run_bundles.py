@@ -143,6 +143,8 @@ NO_PLAIN_NAMES = ("..", "../x", "/etc/passwd", ".", "", "a/b", "a\\b", "c:x")
         (put([0, 2, 2, 2], "config", "vae", "strides"), ["strides must be"]),
         (put([], "graphs", "text_encoder", "outputs"), ["the manifest says otherwise: export the bundle again"]),
         *((rename(name), ["is no plain file name"]) for name in NO_PLAIN_NAMES),
+        *((put(name, "config", "name"), ["is no plain file name"]) for name in NO_PLAIN_NAMES),
+        (put({"file": "vae.weights", "inputs": [], "outputs": []}, "graphs", "../x"), ["'../x' is no plain file name"]),
     ],
 )
 def test_a_bad_manifest_is_one_line(ezaudio_run, debug_bundle, tmp_path, change, parts):
