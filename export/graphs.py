@@ -20,6 +20,7 @@ from ezaudio.controlnet import ControlNet
 from ezaudio.dit import MaskDiT
 from ezaudio.export.blocks import Block, Norm, Product, layer_norm
 from ezaudio.kernels import reference as ops
+from ezaudio.runtime.engines.profiles import num_frames
 from ezaudio.runtime.tensor_spec import Axis, TensorSpec
 from ezaudio.sampling import guide, solver_step
 
@@ -45,12 +46,13 @@ class Axes:
 
     @classmethod
     def of(cls, config: EzAudioConfig) -> Axes:
-        rate = config.vae.latent_rate
+        usual, longest = (num_frames(s, config) for s in (config.defaults.duration_s, config.max_duration_s))
+        most_tokens, most_steps = config.text.max_tokens, config.diffusion.num_train_steps
         return cls(
             batch=Axis("batch", 1, 1, MAX_BATCH),
-            frames=Axis("frames", 1, round(config.defaults.duration_s * rate), round(config.max_duration_s * rate)),
-            tokens=Axis("tokens", 1, 16, config.text.max_tokens),
-            steps=Axis("steps", 1, 50, config.diffusion.num_train_steps),
+            frames=Axis("frames", 1, usual, longest),
+            tokens=Axis("tokens", 1, min(16, most_tokens), most_tokens),
+            steps=Axis("steps", 1, min(50, most_steps), most_steps),
             prompt_rows=Axis("prompt_rows", 1, 1, 2 * MAX_BATCH),
             constant_rows=Axis("constant_rows", 0, 1, MAX_BATCH),
             rows=Axis("rows", 1, 2, 2 * MAX_BATCH),

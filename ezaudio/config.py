@@ -168,7 +168,11 @@ class EzAudioConfig:
                 f"DiT expects text states {self.dit.context_width} wide, the encoder makes {self.text.width}"
             )
 
-        _check_positive(self, "max_duration_s")
+        if not 0 < self.defaults.duration_s <= self.max_duration_s:
+            raise ValueError(
+                f"duration_s of the defaults must be more than 0 and at most max_duration_s {self.max_duration_s!r}, "
+                f"got {self.defaults.duration_s!r}"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import golden
@@ -184,3 +185,17 @@ def test_axes_cover_the_presets() -> None:
         axes = graphs.Axes.of(config)
         assert axes.frames.max == round(config.max_duration_s * config.vae.latent_rate)
         assert axes.tokens.max == 100
+
+
+def test_axes_cover_what_settings_allow() -> None:
+    """A model of few tokens and training steps; and one whose longest clip ends within a frame, which counts."""
+    config = preset("debug")
+    vae = replace(config.vae, sample_rate=44_100)
+    few = replace(
+        config, vae=vae, text=replace(config.text, max_tokens=8), diffusion=replace(config.diffusion, num_train_steps=9)
+    )
+    axes = graphs.Axes.of(few)
+    assert (axes.frames.opt, axes.frames.max) == (919, 2757)  # 918.75, 2756.25
+    assert (axes.tokens.opt, axes.tokens.max, axes.steps.opt, axes.steps.max) == (8, 8, 9, 9)
+    with pytest.raises(ValueError, match=r"at most max_duration_s 5\.0, got 10\.0"):
+        preset("debug", max_duration_s=5.0)
