@@ -69,6 +69,7 @@ def main(
 
     from ezaudio.runtime.bundle_store import find_bundle
     from ezaudio.runtime.calibration import PROMPTS, calibrate
+    from ezaudio.runtime.manifest import read_manifest
     from ezaudio.runtime.text_to_audio import TextToAudio
 
     prompts = PROMPTS if prompts_file is None else read_prompts(prompts_file)
@@ -87,6 +88,8 @@ def main(
         presets = calibrate(model, prompts, range(1, seeds + 1), duration_s, progress=progress)
     presets = {**presets, **{name: old for name, old in model.presets.items() if name not in presets}}
     if not dry_run:
+        if read_manifest(folder, verify=False).bundle_id != model.manifest.bundle_id:
+            raise InputError(f"the bundle at '{folder}' was changed meanwhile, and stays as it is: calibrate it again")
         try:
             replace(model.manifest, presets=presets).write(folder)
         except OSError as error:

@@ -166,6 +166,21 @@ def test_calibrating_writes_measured_presets(
     assert f"{measured.latent_error:.3f}" in result.stdout
 
 
+def test_a_bundle_that_took_its_place_meanwhile_stays(
+    calibrate: Run, debug_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The old manifest over the new files would be a damaged bundle."""
+    own = shutil.copytree(debug_bundle, tmp_path / "own")
+
+    def replaced(*_: object, **__: object) -> dict[str, Preset]:
+        replace(read_manifest(own), origin="another export").write(own)
+        return {}
+
+    monkeypatch.setattr(calibration, "calibrate", replaced)
+    fails(calibrate(own), f"the bundle at '{own}' was changed meanwhile, and stays as it is: calibrate it again")
+    assert read_manifest(own).origin == "another export"
+
+
 def test_errors_of_the_command(calibrate: Run, debug_bundle: Path, tmp_path: Path) -> None:
     fails(calibrate(tmp_path / "none"), "no bundle at")
     fails(calibrate(debug_bundle, "--prompts-file", tmp_path / "none.txt"), "cannot be read (No such file")
