@@ -61,12 +61,18 @@ def read_state_dict(path: Path, *, entry: Literal["model", "state_dict"] | None 
         content = content[entry]
     if not isinstance(content, dict):
         raise BundleError(f"'{path}' holds {type(content).__name__}: expected a dictionary of tensors")
-    if entry == "state_dict":
+    others = [str(key) for key in content if not isinstance(key, str)]
+    if entry == "state_dict" and not others:
         content = {key.removeprefix(VAE_PREFIX): value for key, value in content.items() if key.startswith(VAE_PREFIX)}
-    others = [str(key) for key, value in content.items() if not isinstance(key, str) or not isinstance(value, Tensor)]
+    others += [str(key) for key, value in content.items() if isinstance(key, str) and not _is_plain(value)]
     if others:
-        raise BundleError(f"'{path}' holds values that are no tensors: {', '.join(others)}")
+        raise BundleError(f"'{path}' holds values that are no plain tensors: {', '.join(others)}")
     return content
+
+
+def _is_plain(value: Any) -> bool:
+    """Whether a value is a tensor with all of its numbers at hand: neither sparse nor on the meta device."""
+    return isinstance(value, Tensor) and value.layout is torch.strided and not value.is_meta
 
 
 def load_weights(module: nn.Module, state_dict: Mapping[str, Tensor], source_name: str) -> None:

@@ -111,7 +111,11 @@ def test_damaged_files_are_one_line(tmp_path: Path, suffix: str, damage: str) ->
         ({"state_dict": {}}, "model", "has no dictionary 'model'"),
         ([1], "model", "has no dictionary 'model'"),
         ([1], None, "holds list"),
-        ({"model": {"a": 1, "b": torch.zeros(1), "c": "x"}}, "model", "no tensors: a, c"),
+        ({"model": {"a": 1, "b": torch.zeros(1), "c": "x"}}, "model", "no plain tensors: a, c"),
+        ({"model": {0: torch.zeros(1)}}, "model", "no plain tensors: 0"),
+        ({"state_dict": {0: torch.zeros(1)}}, "state_dict", "no plain tensors: 0"),
+        ({"model": {"a": torch.zeros(2, 2).to_sparse()}}, "model", "no plain tensors: a"),
+        ({"model": {"a": torch.zeros(2, device="meta")}}, "model", "no plain tensors: a"),
     ],
 )
 def test_files_of_another_layout_are_one_line(tmp_path: Path, content, entry, message: str) -> None:
