@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import subprocess
 import sys
@@ -14,13 +15,14 @@ from typing import Any
 import pytest
 from engine_cases import build, rtx, truncate
 
+from ezaudio.runtime.engines import record
 from ezaudio.runtime.engines.builder import Options
 from ezaudio.runtime.engines.library import Library
 from ezaudio.runtime.engines.profiles import Durations
-from ezaudio.runtime.engines.record import Place, Record
+from ezaudio.runtime.engines.record import Place, Purpose, Record
 from ezaudio.runtime.engines.store import Engine, EngineStore
 from ezaudio.runtime.errors import BundleError, InputError
-from ezaudio.runtime.manifest import read_manifest
+from ezaudio.runtime.manifest import read_manifest, sealed
 
 pytestmark = pytest.mark.usefixtures("engine_cache")
 
@@ -143,6 +145,20 @@ def test_a_damaged_engine_never_reaches_the_library_and_is_built_again(
 
 
 @rtx
+def test_a_record_of_another_engine_is_replaced(
+    engine_store: EngineStore, small_engine: Engine, caplog: pytest.LogCaptureFixture
+) -> None:
+    """As after copying files under other names."""
+    recorded = small_engine.path.with_suffix(".json")
+    other = replace(small_engine.record, purpose=replace(small_engine.record.purpose, graph_sha256="0" * 64))
+    other.write(recorded)
+    again, new = build(engine_store, "frame_bias", small_engine.path.parent, Options(("8.9",)))
+    assert new
+    assert f"'{recorded}' tells of another engine" in caplog.text
+    assert Record.read(recorded) == again.record
+
+
+@rtx
 def test_two_processes_build_an_engine_once(debug_bundle: Path, tmp_path: Path) -> None:
     code = f"""
 import sys
@@ -150,7 +166,7 @@ from pathlib import Path
 from ezaudio.runtime.engines.builder import Options
 from ezaudio.runtime.engines.library import open_library
 from ezaudio.runtime.engines.store import EngineStore
-from ezaudio.runtime.manifest import read_manifest
+from ezaudio.runtime.manifest import read_manifest, sealed
 bundle, options = Path({str(debug_bundle)!r}), Options(("8.9",))
 store = EngineStore(bundle, read_manifest(bundle, verify=False), open_library("tensorrt-rtx"))
 print(store.build(store.purpose("denoiser", options, store.place(options)), options, Path("out"))[1])
@@ -173,6 +189,12 @@ def test_engines_in_a_precision_that_the_gpu_lacks_are_refused(debug_bundle: Pat
 def test_record_of_something_else(tmp_path: Path) -> None:
     path = tmp_path / "denoiser.x.json"
     path.write_text('{"format": "other"}')
+    with pytest.raises(BundleError, match="is no record of an engine"):
+        Record.read(path)
+    numbers = {"size": float("inf"), "sha256_of_engine": "", "build_s": 1.0}
+    purpose = Purpose("denoiser", "", "tensorrt", "", (), None, {}, [])
+    named = {"format": record.FORMAT, "format_version": record.FORMAT_VERSION}
+    path.write_text(json.dumps(sealed({**named, **purpose.to_dict(), **numbers})))
     with pytest.raises(BundleError, match="is no record of an engine"):
         Record.read(path)
     with pytest.raises(InputError, match="optimization level"):

@@ -114,7 +114,7 @@ class Record:
             )
             entry = FileEntry(int(found["size"]), str(found["sha256_of_engine"]))
             return cls(purpose, entry, float(found["build_s"]))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
             raise BundleError(f"'{path}' is no record of an engine ({error}): build the engine again") from error
 
     def mismatch(self, graph_sha256: str, place: Place) -> str:

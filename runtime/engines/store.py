@@ -194,7 +194,9 @@ def _intact(path: Path, purpose: Purpose) -> Engine | None:
     except BundleError as error:
         logger.warning("%s", error)
         return None
-    assert record.purpose.key == purpose.key, (path, record.purpose)
+    if record.purpose.key != purpose.key:
+        logger.warning("'%s' tells of another engine: building it again", recorded)
+        return None
     if damage := record.damage(path):
         logger.warning("%s: building it again", damage)
         return None
