@@ -182,6 +182,16 @@ def compare_graphs(
             cases[name] = [{"text_states": conditioning.text(text).states} for text in scope.prompts]
         elif name.endswith("modulation"):
             cases[name] = [{"timesteps": np.array([999, 500, 0], np.int64)}]
+        elif name.endswith("frame_bias"):  # as an edit feeds it: no velocity is asked for with a given latent
+            frames = clip.shape[1] // hop
+            cases[name] = [
+                {
+                    "given": PhiloxNoise(0).draw(0, (1, reference.config.vae.latent_channels, frames)),
+                    "mask": np.arange(frames)[None] % 2 == 0,
+                }
+            ]
+            if name.startswith("controlnet"):
+                cases[name][0]["energy"] = np.linspace(0, 1, 2 * frames, dtype=np.float32)[None, None]
     rows: dict[GraphError, dict[str, Array]] = {}
     for name, all_inputs in cases.items():
         worst: dict[str, tuple[float, dict[str, Array]]] = {}
