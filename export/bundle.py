@@ -297,6 +297,7 @@ def _replaced_folder(output: Path) -> Iterator[Path]:
     try:
         partial.chmod(0o755)
         yield partial
+        _check_replaceable(output)  # again: somebody may have put a file there in the meantime
         if output.exists():
             old = partial.with_suffix(".old")
             output.rename(old)

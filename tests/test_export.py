@@ -119,6 +119,18 @@ def test_a_bundle_is_replaced_where_a_link_points_but_not_with_files_of_ones_own
     read_manifest(own_debug_bundle)
 
 
+def test_a_file_that_came_while_it_exported_stays(
+    source: ModelSource, own_debug_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = own_debug_bundle / "mine.txt"
+    monkeypatch.setattr(bundle, "_write_bundle", lambda *_: mine.touch())
+    with pytest.raises(InputError, match=r"holds 'mine\.txt', which is not of the bundle there and would be lost"):
+        bundle.export_bundle(source, own_debug_bundle)
+    assert mine.exists()
+    assert read_manifest(own_debug_bundle)
+    assert os.listdir(own_debug_bundle.parent) == [own_debug_bundle.name]
+
+
 def test_a_mount_point_is_refused_before_the_work(
     source: ModelSource, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
