@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ezaudio.config import EzAudioConfig, plain_name
-from ezaudio.runtime.certificate import Certificate
+from ezaudio.runtime.certificate import TOLERANCES, Certificate
 from ezaudio.runtime.errors import BundleError
 from ezaudio.runtime.naming import replace_file
 from ezaudio.runtime.presets import PRESETS, Preset
@@ -231,7 +231,7 @@ def _parse(data: bytes, path: Path) -> Manifest:
             packages={str(name): str(version) for name, version in found["packages"].items()},
             bundle_id=digest[:16],
             target=str(found.get("target", "cpu")),
-            certificate=_certificate(found.get("certificate"), files),
+            certificate=_certificate(found.get("certificate"), files, found["precision"]),
             presets={str(name): Preset.from_dict(preset) for name, preset in found["presets"].items()},
         )
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError, ArithmeticError) as error:
@@ -246,9 +246,11 @@ def _graph(entry: dict[str, Any], files: dict[str, FileEntry]) -> GraphEntry:
     return GraphEntry(entry["file"], inputs, outputs)
 
 
-def _certificate(data: dict[str, Any] | None, files: dict[str, FileEntry]) -> Certificate | None:
+def _certificate(data: dict[str, Any] | None, files: dict[str, FileEntry], precision: str) -> Certificate | None:
     if data is None:
         return None
+    if precision not in TOLERANCES:
+        raise ValueError(f"no certificate is of precision {precision!r}")
     certificate = Certificate.from_dict(data)
     if certificate.reference.file not in files:
         raise ValueError(f"reference file {certificate.reference.file!r} is not listed")

@@ -12,6 +12,8 @@ import pytest
 from console import Run, answers_at_once_and_teaches, fails, imports_none_of, runner
 from typed import changed, scaled
 
+from ezaudio.runtime.manifest import sealed
+
 SCRIPT = Path(sys.executable).with_name("ezaudio-verify")
 
 
@@ -76,6 +78,13 @@ def test_damage_is_one_line(verify: Run, typed_debug_bundle: Path, tmp_path: Pat
     fails(verify(folder), "certificate.f16' has changed since the bundle was made")
     fails(verify(tmp_path / "none"), "no bundle at", "make one with ezaudio-export")
     fails(verify(folder, "--precision", "fp4"), "unknown precision 'fp4'")
+
+
+def test_a_certificate_of_another_precision_is_one_line(verify: Run, typed_debug_bundle: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(typed_debug_bundle, tmp_path / "copy")
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    (folder / "manifest.json").write_text(json.dumps(sealed({**manifest, "precision": "w8"})))
+    fails(verify(folder), "is damaged (ValueError: no certificate is of precision 'w8')")
 
 
 def test_half_precision_needs_onnx(verify: Run, typed_debug_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
