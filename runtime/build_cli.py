@@ -40,7 +40,7 @@ Exit code: 0 done, 2 wrong input or an engine that does not fit (one line says w
 
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("bundle", required=False)
-@click.option("--precision", metavar="NAME", help="Which one of the bundle: fp32, fp16, bf16 or int8.")
+@click.option("--precision", metavar="NAME", help="Which one of an exported model: fp32, fp16, bf16, int8 or fp8.")
 @click.option("--target", type=click.Choice(TARGETS), help="Library to build with. [the bundle's, else the installed]")
 @click.option("--compute-capability", metavar="X.Y", multiple=True, help="GPU to build for; may be given repeatedly.")
 @click.option("--duration", metavar="S|S-S", multiple=True, help="Clip lengths to build for; may be given repeatedly.")
