@@ -44,7 +44,6 @@ from models import (
     TIMESTEPS,
     Bundle,
     find_bundle,
-    source_of,
     start_latents,
     worst,
 )
@@ -85,7 +84,7 @@ def main(
     if plain:
         from plain import PlainStep
 
-        graph = PlainStep(source_of(opened.manifest), opened, latents, *opened.padded_states())
+        graph = PlainStep(opened, latents, *opened.padded_states())
         at["plain"] = lambda t: lambda: graph(t)
     at_least = MIN_COSINE[precision] if min_cosine is None else min_cosine
     parity = {}

@@ -139,7 +139,7 @@ def measure_step(
     velocities = {timestep: official.call("step", timestep) for timestep in TIMESTEPS}
     steps: dict[str, tuple[str, Callable[[int], Callable[[], Any]]]] = {}
     if plain:
-        graph = PlainStep(source, some, latents, text.numpy(), mask.numpy())
+        graph = PlainStep(some, latents, text.numpy(), mask.numpy())
         steps["plain fp32"] = ("fp32", lambda timestep: lambda: graph(timestep))
     for precision, bundle in bundles.items():
         steps[f"ours {precision}"] = (precision, lambda timestep, bundle=bundle: bundle.step(latents, timestep))  # type: ignore[misc]

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import tempfile
 import warnings
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from measure import in_child
 
 from ezaudio.dit import MaskDiT
-from ezaudio.runtime.manifest import GraphEntry
+from ezaudio.runtime.manifest import GraphEntry, read_manifest
 from ezaudio.runtime.session import GraphSessions
 from ezaudio.runtime.tensor_spec import TensorSpec
 from ezaudio.sampling import guide
@@ -21,8 +21,6 @@ from ezaudio.sampling import guide
 if TYPE_CHECKING:
     from models import Bundle
     from numpy.typing import NDArray
-
-    from ezaudio.checkpoints import ModelSource
 
     Float32 = NDArray[np.float32]
 
@@ -40,32 +38,47 @@ class _Network(torch.nn.Module):
         return self.dit(latents, timesteps, text, mask)
 
 
+def export_plain(bundle: str, path: str, latents: list[int], text: list[int]) -> dict[str, Any]:
+    """The denoiser of a bundle's weights, for inputs of these shapes, batch of two.
+
+    For a process of its own: the modules, the exporter's copy and sessions of XL do not fit in memory together.
+    """
+    from models import source_of
+
+    source = source_of(read_manifest(Path(bundle), verify=False))
+    inputs = {
+        "latents": torch.zeros(latents),
+        "timesteps": torch.zeros(2, dtype=torch.int64),
+        "text": torch.zeros(text),
+        "mask": torch.ones(text[:2], dtype=torch.bool),
+    }
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        torch.onnx.export(
+            _Network(source.dit()).eval(),
+            tuple(inputs.values()),
+            path,
+            dynamo=True,
+            external_data=True,
+            input_names=list(inputs),
+            output_names=["velocity"],
+            opset_version=20,
+            verbose=False,
+        )
+    return {}
+
+
 class PlainStep:
     """timestep → guided velocity (1, C, L): latents, timestep, text states and mask of both branches in every step."""
 
-    def __init__(
-        self, source: ModelSource, bundle: Bundle, latents: Float32, text: Float32, mask: NDArray[np.bool_]
-    ) -> None:
+    def __init__(self, bundle: Bundle, latents: Float32, text: Float32, mask: NDArray[np.bool_]) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="ezaudio-plain-")
         path = Path(self._folder.name, "plain.onnx")
         self._inputs = {"latents": np.concatenate([latents, latents]), "text": text, "mask": mask}
+        shapes = {name: list(self._inputs[name].shape) for name in ("latents", "text")}
+        in_child("plain", "export_plain", bundle=str(bundle.folder.resolve()), path=str(path), **shapes)
         inputs = {**self._inputs, "timesteps": np.array([0, 0])}
         names = ("latents", "timesteps", "text", "mask")
-        logging.disable(logging.WARNING)  # the tracer's notes on packages that are not installed
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            torch.onnx.export(
-                _Network(source.dit()).eval(),
-                tuple(torch.from_numpy(inputs[name].copy()) for name in names),
-                path,
-                dynamo=True,
-                external_data=True,
-                input_names=list(names),
-                output_names=["velocity"],
-                opset_version=20,
-                verbose=False,
-            )
-        logging.disable(logging.NOTSET)
         entry = GraphEntry(
             path.name,
             tuple(TensorSpec(name, str(inputs[name].dtype), inputs[name].shape) for name in names),
