@@ -54,6 +54,19 @@ def test_packaged_model_makes_ten_seconds(tmp_path):
     assert 0.1 <= np.abs(samples).max() <= 1.0
 
 
+def test_nothing_but_the_sound_is_left_or_said(tmp_path):
+    """ONNX Runtime would put an identifier into the home folder, to report its use with."""
+    home = tmp_path / "home"
+    home.mkdir()
+    kept = {key: value for key, value in os.environ.items() if key != "ORT_DISABLE_TELEMETRY"}
+    command = [SCRIPT, "dog barking", "--duration", "0.1", "--steps", "1", "--quiet"]
+    for folder in (home, Path(os.devnull) / "none"):  # the other can hold nothing
+        environment = {**kept, "HOME": str(folder), "XDG_CACHE_HOME": str(folder)}
+        result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+        assert (result.returncode, result.stdout, result.stderr) == (0, "", "")
+        assert os.listdir(home) == []
+
+
 def test_every_setting_reaches_the_model(make, debug_bundle):
     settings = Settings("rain", "music", 1.5, 3, 2.5, 0.25, 0.5, 2**63, "dpmpp_2m_sde", "philox")
     settings = replace(settings, spacing=1.5, guidance_interval=(0.25, 1.0), reuse=(1,)).to_dict()
