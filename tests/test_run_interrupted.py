@@ -48,6 +48,25 @@ def test_a_failed_write_is_one_line_and_no_file(make):
 
 
 @posix
+@pytest.mark.parametrize("closed", ["0", "1", "2", "0 1 2"])
+def test_streams_that_are_closed_do_not_matter(tmp_path, closed):
+    redirections = " ".join(f"{number}>&-" for number in closed.split())
+    command = f"'{SCRIPT}' rain --duration 0.1 --steps 1 -o a.wav {redirections}"
+    result = subprocess.run(["sh", "-c", command], cwd=tmp_path)
+    assert result.returncode == 0
+    assert len(soundfile.read(tmp_path / "a.wav")[0]) == RATE // 10
+
+
+@posix
+def test_prompts_from_a_closed_stdin_are_none():
+    result = subprocess.run(["sh", "-c", f"'{SCRIPT}' --prompts-file - <&-"], capture_output=True, text=True)
+    assert (result.returncode, result.stdout) == (2, "")
+    assert result.stderr == (
+        "Error: --prompts-file: '-' has no prompts, only blank lines and comments: write one a line\n"
+    )
+
+
+@posix
 def test_ctrl_c_while_it_samples_leaves_no_file(debug_bundle, tmp_path):
     import fcntl
     import termios
