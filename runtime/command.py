@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
     ListType = click.ParamType[list[Any]]
 else:
     ListType = click.ParamType  # which takes a parameter since Click 8.4 alone
+
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class Command(click.Command):
@@ -34,7 +37,17 @@ class Command(click.Command):
             message = error.format_message()
         except EzAudioError as error:
             message = str(error)
-        except click.Abort:
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            place = f" '{error.filename}'" if error.filename else ""
+            message = f"no room to write{place} ({error.strerror}): free some, or write elsewhere"
+        except MemoryError:
+            message = "there is not enough memory for this: ask for less at once, or close other programs"
+        except (click.Abort, ImportError) as error:
+            # A module in C that is loading makes an ImportError of Ctrl-C.
+            if isinstance(error, ImportError) and not isinstance(error.__cause__, KeyboardInterrupt):
+                raise
             click.echo("Interrupted: no unfinished file was left.", err=True)
             sys.exit(130)
         click.echo(f"Error: {one_line(message)}", err=True)

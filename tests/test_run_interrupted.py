@@ -1,6 +1,7 @@
 """`ezaudio-run` interrupted, or without room for what it makes: whole files alone are left."""
 
 import contextlib
+import errno
 import os
 import re
 import signal
@@ -10,9 +11,13 @@ import sys
 from pathlib import Path
 from subprocess import PIPE
 
+import click
 import pytest
 import soundfile
+from click.testing import CliRunner
 from console import fails, largest_file, listen_to_interrupts
+
+from ezaudio.runtime.command import Command
 
 RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
@@ -45,6 +50,44 @@ def test_a_failed_write_is_one_line_and_no_file(make):
     fails(result, "'a.wav' cannot be written (File too large)")
     assert sorted(os.listdir()) == ["a.wav"]
     assert Path("a.wav").read_bytes() == before
+
+
+@posix
+def test_no_room_for_what_it_prints_is_one_line(tmp_path):
+    result = subprocess.run(
+        ["sh", "-c", f"ulimit -f 0; '{SCRIPT}' --help > help.txt"], cwd=tmp_path, stderr=PIPE, text=True
+    )
+    assert result.returncode == 2
+    assert result.stderr == "Error: no room to write (File too large): free some, or write elsewhere\n"
+
+
+def of_interrupt(message: str) -> ImportError:
+    """What a module in C makes of Ctrl-C while it loads."""
+    error = ImportError(message)
+    error.__cause__ = KeyboardInterrupt()
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (MemoryError(), 2, "Error: there is not enough memory for this: "),
+        (OSError(errno.ENOSPC, "No space left", "a.bin"), 2, "Error: no room to write 'a.bin' (No space left): "),
+        (of_interrupt("initialization failed"), 130, "Interrupted: no unfinished file was left."),
+        (OSError(errno.EBADF, "a defect"), 1, ""),
+        (ImportError("a defect"), 1, ""),
+    ],
+)
+def test_what_the_user_can_mend_is_one_line(error, code, line):
+    @click.command(cls=Command)
+    def command() -> None:
+        raise error
+
+    result = CliRunner().invoke(command)
+    assert result.exit_code == code
+    assert (result.exception is error) == (code == 1)
+    assert result.stderr.startswith(line)
+    assert result.stderr.count("\n") == (code != 1)
 
 
 @posix
