@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import resource
 import subprocess
 from pathlib import Path
 
@@ -303,6 +304,24 @@ def test_the_struct_is_the_headers(library) -> None:
     assert options.size == ctypes.sizeof(Options)
     assert np.isnan([options.duration_s, options.guidance_low, options.guidance_high]).all()
     assert (options.control_scale, options.context_s) == (1.0, 2.0)
+
+
+def test_memory_that_is_not_there_is_one_line(library) -> None:
+    pipeline = CPipeline(library, PACKAGED, flags=LOW_MEMORY)  # without an arena, which may hold enough already
+    pipeline.generate("rain", num_steps=1, duration_s=0.1)
+    taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    soft, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (60 << 20), hard))
+    try:
+        with pytest.raises(Refusal) as refused:
+            pipeline.generate("rain", num_steps=1, duration_s=30.0)
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
+    pipeline.close()
+    line = str(refused.value)
+    assert line.startswith("there is no memory to run graph ")
+    assert line.endswith("): make a shorter clip, close other programs, or set low_memory")
+    assert "\n" not in line
 
 
 def resident_kib() -> int:

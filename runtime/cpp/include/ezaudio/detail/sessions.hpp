@@ -104,8 +104,10 @@ public:
             Ort::ThrowOnError(Ort::GetApi().Run(session, nullptr, input_names.data(), values.data(), values.size(),
                                                 output_names.data(), output_names.size(), outputs.data()));
         } catch (const Ort::Exception& error) {
-            const std::string reason = error.what();
-            if (reason.find("llocate") == std::string::npos) refuse(name, "cannot run: " + reason);
+            // Its first line: a stack may follow. An arena says that it failed to allocate, without one it is bad_alloc.
+            std::string reason = error.what();
+            reason.erase(std::min(reason.find('\n'), reason.size()));
+            if (reason.find("alloc") == std::string::npos) refuse(name, "cannot run: " + reason);
             throw BundleError("there is no memory to run graph " + python_repr(name) + " (" + reason +
                               "): make a shorter clip, close other programs, or set low_memory");
         }
