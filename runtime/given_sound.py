@@ -58,7 +58,8 @@ class GivenSound:
 
         if self.region is None and not model.has_controlnet:
             raise InputError("this bundle has no ControlNet for --control: export one with --controlnet energy")
-        return replace(self, samples=read_start(self.path, MAX_CLIP_S, model.sample_rate))
+        heard_s = MAX_CLIP_S if self.region is not None else model.max_duration_s  # of an hour only as long as a clip
+        return replace(self, samples=read_start(self.path, heard_s, model.sample_rate))
 
     def changes(self, sample_rate: int) -> str | None:
         """What an edit does to all of the file, where it does: mono at the model's rate is what models know."""
