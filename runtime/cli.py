@@ -109,7 +109,7 @@ class Job:
 @click.command(cls=Command, help=HELP, context_settings={"help_option_names": ["-h", "--help"]})
 @click.argument("prompts", nargs=-1, metavar="PROMPT...")
 @click.option("--prompts-file", metavar="FILE|-", help="One prompt per line (- reads stdin); # starts a comment.")
-@click.option("--from", "source", metavar="FILE", help="Repeat FILE exactly; options given change single settings.")
+@click.option("--from", "source", metavar="FILE", help="Repeat FILE; options given change single settings.")
 @click.option("-o", "--output", metavar="FILE|FOLDER", help="Where to write; several sounds need a folder that exists.")
 @click.option("--format", type=click.Choice(list(SUPPORTED_FORMATS)), help="Format of files in a folder. [wav]")
 @click.option("--bit-depth", type=click.Choice(["16", "24", "32"]), help="wav: any, 32 is float; flac: 16 or 24. [16]")

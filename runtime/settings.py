@@ -37,7 +37,7 @@ class Edit:
 class Settings:
     """Everything that decides one sound, given a bundle (and, to edit or control, the given sound).
 
-    Two equal `Settings` give equal bytes.
+    Two equal `Settings` give equal bytes on one machine with one version of the backend and as many threads.
 
     Attributes:
         prompt: what to hear.
