@@ -19,14 +19,21 @@ CACHED = re.compile(r"(?P<model>l|xl|nano)(?P<random>-random)?(?P<target>-tensor
 
 
 def cache_folder() -> Path:
-    """EZAUDIO_CACHE, or the platform's cache folder."""
+    """EZAUDIO_CACHE, or the platform's cache folder. Raises InputError where there is neither."""
     if named := os.environ.get("EZAUDIO_CACHE"):
         return Path(named)
     if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA", Path.home() / "AppData" / "Local")) / "ezaudio"
+        return Path(os.environ.get("LOCALAPPDATA") or _home() / "AppData" / "Local") / "ezaudio"
     if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "ezaudio"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "ezaudio"
+        return _home() / "Library" / "Caches" / "ezaudio"
+    return Path(os.environ.get("XDG_CACHE_HOME") or _home() / ".cache") / "ezaudio"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:  # a container's user may have none, nor a name
+        raise InputError("there is no home folder to look for bundles in: name a folder by EZAUDIO_CACHE") from error
 
 
 def cached_bundle(model: str, precision: str) -> Path:

@@ -7,9 +7,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
-from console import fails
+from console import fails, runner
 
 from ezaudio.runtime.manifest import sealed
 
@@ -45,6 +46,15 @@ def test_folders_that_are_no_bundle(ezaudio_run):
     fails(ezaudio_run("rain", "--bundle", "file"), "'file'")
     fails(ezaudio_run("rain", "--bundle", ""), "manifest.json")
     fails(ezaudio_run("rain", "--bundle", f"./{'x' * 300}"), "there is no such folder")
+
+
+def test_a_user_without_a_home_names_the_cache(ezaudio_run, monkeypatch):
+    """With a mock of what pathlib says where HOME is not set and the user has no entry."""
+    for name in ("EZAUDIO_CACHE", "XDG_CACHE_HOME", "LOCALAPPDATA"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(Path, "home", Mock(side_effect=RuntimeError("Could not determine home directory.")))
+    fails(ezaudio_run("rain", "--bundle", "l"), "no home folder", "EZAUDIO_CACHE")
+    fails(runner("ezaudio-doctor")("--bundle", "nano", "--precision", "int8"), "no home folder", "EZAUDIO_CACHE")
 
 
 @pytest.mark.parametrize("file", ["manifest.json", "spiece.model"])
