@@ -70,11 +70,14 @@ def main(
     from ezaudio.runtime.bundle_store import find_bundle
     from ezaudio.runtime.calibration import PROMPTS, calibrate
     from ezaudio.runtime.manifest import read_manifest
+    from ezaudio.runtime.naming import Destination
     from ezaudio.runtime.text_to_audio import TextToAudio
 
     prompts = PROMPTS if prompts_file is None else read_prompts(prompts_file)
     folder = find_bundle(bundle, precision)
     model = TextToAudio(folder, backend=backend, threads=threads)
+    if not dry_run:
+        Destination.parse(str(folder), "BUNDLE")  # whether it can be written to is asked before hours of work
     for prompt in prompts:
         model.settings(prompt, duration_s=duration_s, seed=0)
     with tqdm(unit="", leave=False, disable=True if quiet else None) as bar:

@@ -7,6 +7,7 @@ import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -190,6 +191,16 @@ def test_errors_of_the_command(calibrate: Run, debug_bundle: Path, tmp_path: Pat
     one.write_bytes(b"\xff\n")
     fails(calibrate(debug_bundle, "--prompts-file", one), "it is not UTF-8")
     fails(calibrate(debug_bundle, "--duration", "99"), "duration_s must be more than 0")
+
+
+def test_a_bundle_that_cannot_be_written_to_is_refused_at_once(calibrate: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With mocks of its rights, which root would not be held by, and of the work, which takes hours."""
+    monkeypatch.setattr("tempfile.TemporaryFile", Mock(side_effect=PermissionError(13, "Permission denied")))
+    work = Mock(return_value={})
+    monkeypatch.setattr("ezaudio.runtime.calibration.calibrate", work)
+    fails(calibrate("nano"), "nano' cannot be written (Permission denied)")
+    assert not work.called
+    assert calibrate("nano", "--dry-run").exit_code == 0
 
 
 def test_the_packaged_presets_are_measured() -> None:
