@@ -11,7 +11,7 @@ import click
 from ezaudio import __version__
 from ezaudio.runtime.bundle_store import PRECISIONS, TARGETS, cached_bundle
 from ezaudio.runtime.certificate import certificate_table
-from ezaudio.runtime.command import Command
+from ezaudio.runtime.command import Command, errors_only
 from ezaudio.runtime.errors import MissingExtraError
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ Exit code: 0 done, 2 wrong input or failed check (one line says what to do), 130
     multiple=True,
     help="GPU to build engines for, here or not; may be given repeatedly. [this machine's]",
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only.")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     precision: str,

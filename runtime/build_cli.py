@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ezaudio import __version__
-from ezaudio.runtime.command import Command
+from ezaudio.runtime.command import Command, errors_only
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -52,7 +52,7 @@ Exit code: 0 done, 2 wrong input or an engine that does not fit (one line says w
 @click.option(
     "--check", is_flag=True, help="Build nothing: fail where an engine is missing, damaged or of another kind."
 )
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only.")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     bundle: str | None,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ezaudio import __version__
-from ezaudio.runtime.command import Command
+from ezaudio.runtime.command import Command, errors_only
 from ezaudio.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ Exit code: 0 done, 2 wrong input (one line says what to do), 130 interrupted, th
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--dry-run", is_flag=True, help="Leave the bundle as it is.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout in place of the table.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only (and what --json prints).")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     bundle: str,

@@ -25,7 +25,7 @@ from ezaudio.runtime.audio_file import (
     encode_metadata,
     read_settings,
 )
-from ezaudio.runtime.command import Command, Numbers, one_line
+from ezaudio.runtime.command import Command, Numbers, errors_only, one_line
 from ezaudio.runtime.errors import BundleError, InputError
 from ezaudio.runtime.given_sound import GivenSound
 from ezaudio.runtime.naming import Destination, file_stem
@@ -162,7 +162,7 @@ class Job:
 @click.option("--low-memory", is_flag=True, help="Keep one part of the model in memory at a time; a little slower.")
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--json", "as_json", is_flag=True, help="One line of JSON per file on stdout, the rest on stderr.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only (and what --json prints).")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only (and what --json prints).")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     prompts: tuple[str, ...],

@@ -6,6 +6,7 @@ import errno
 import io
 import os
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
@@ -56,6 +57,17 @@ class Command(click.Command):
 
 class Group(Command, click.Group):
     """Subcommands that report errors as `Command` does."""
+
+
+def errors_only(ctx: click.Context, param: click.Parameter, value: bool) -> bool:
+    """Callback of a --quiet that promises it: what is logged goes to stderr as well."""
+    if value:
+        import logging
+
+        logger = logging.getLogger("ezaudio")
+        ctx.call_on_close(partial(logger.setLevel, logger.level))
+        logger.setLevel(logging.ERROR)
+    return value
 
 
 def one_line(text: str) -> str:

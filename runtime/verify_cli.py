@@ -10,7 +10,7 @@ import click
 
 from ezaudio import __version__
 from ezaudio.runtime.certificate import certificate_table, table
-from ezaudio.runtime.command import Command, one_line
+from ezaudio.runtime.command import Command, errors_only, one_line
 
 if TYPE_CHECKING:
     from ezaudio.runtime.verification import Row
@@ -46,7 +46,7 @@ Exit code: 0 all holds, 1 something does not (the table says what), 2 wrong inpu
 @click.option("--threads", type=click.IntRange(1, 1024), metavar="N", help="CPU threads. [all cores]")
 @click.option("--certificate", "show", is_flag=True, help="Print what was measured at export, too.")
 @click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout in place of the tables.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only.")
 @click.version_option(__version__, message="ezaudio %(version)s")
 def main(
     bundle: str | None, precision: str | None, threads: int | None, show: bool, as_json: bool, quiet: bool

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import re
 import signal
@@ -17,7 +18,7 @@ import soundfile
 from click.testing import CliRunner
 from console import fails, largest_file, listen_to_interrupts
 
-from ezaudio.runtime.command import Command
+from ezaudio.runtime.command import Command, errors_only
 
 RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
@@ -88,6 +89,19 @@ def test_what_the_user_can_mend_is_one_line(error, code, line):
     assert (result.exception is error) == (code == 1)
     assert result.stderr.startswith(line)
     assert result.stderr.count("\n") == (code != 1)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_quiet_holds_back_what_is_logged(quiet):
+    logger = logging.getLogger("ezaudio.runtime.backends")
+
+    @click.command(cls=Command)
+    @click.option("--quiet", is_flag=True, callback=errors_only)
+    def command(quiet: bool) -> None:
+        click.echo(logger.isEnabledFor(logging.WARNING))
+
+    assert CliRunner().invoke(command, ["--quiet"] * quiet).stdout == f"{not quiet}\n"
+    assert logger.isEnabledFor(logging.WARNING)
 
 
 @posix

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from ezaudio.data.command import check_train_extra, progress_bar
+from ezaudio.runtime.command import errors_only
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.spectrogram import check_plot_extra
 
@@ -61,7 +62,7 @@ def sounds(show_list: bool, sheet: Path | None, benchmark: bool, family: str | N
 @click.option("--format", "audio_format", type=click.Choice(("flac", "wav")), default="flac", show_default=True)
 @click.option("--split", default="train", show_default=True, help="What the manifest's split column says.")
 @click.option("--recordings", type=click.Path(path_type=Path), help="Folder of `ezaudio-data recordings`.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only.")
 def render(
     folder: Path,
     count: int,

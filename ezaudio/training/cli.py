@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from ezaudio import __version__
-from ezaudio.runtime.command import Group
+from ezaudio.runtime.command import Group, errors_only
 from ezaudio.runtime.errors import InputError, MissingExtraError
 from ezaudio.training.nano.cli import nano
 
@@ -103,7 +103,7 @@ def options(*added: Callable[[Function], Function]) -> Callable[[Function], Func
         click.option("--sample-every", type=click.IntRange(min=0), metavar="N", help="Steps between sounds; 0: none."),
         click.option("--keep", type=click.IntRange(min=1), metavar="N", help="Checkpoints that stay."),
         click.option("--workers", type=click.IntRange(0, 256), default=4, show_default=True, help="That read sounds."),
-        click.option("--quiet", "-q", is_flag=True, help="Print errors only."),
+        click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only."),
     )
 
     def decorate(function: Function) -> Function:

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import click
 
+from ezaudio.runtime.command import errors_only
+
 
 @click.command("nano", short_help="The packaged model, from nothing or further, to a judged bundle.")
 @click.argument("folder", metavar="RUN", type=click.Path(path_type=Path, file_okay=False))
@@ -35,7 +37,7 @@ import click
     help="Of scenes and noise: another one each time that a model is trained further.",
 )
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads. Use fewer when cores are shared.")
-@click.option("--quiet", "-q", is_flag=True, help="Print errors only.")
+@click.option("--quiet", "-q", is_flag=True, callback=errors_only, help="Print errors only.")
 def nano(
     folder: Path,
     recordings: Path | None,
