@@ -14,6 +14,7 @@ import numpy as np
 
 from ezaudio.config import EzAudioConfig
 from ezaudio.runtime.errors import InputError
+from ezaudio.runtime.settings import plain
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -57,6 +58,7 @@ class Window:
         Raises: InputError when the region is empty, outside the clip's limits, or longer than the model makes.
         """
         rate, hop = config.vae.sample_rate, config.vae.hop
+        start_s, end_s, context_s = plain(start_s), plain(end_s), plain(context_s)
         _check_seconds("start_s", start_s, MAX_CLIP_S)
         _check_seconds("end_s", end_s, MAX_CLIP_S)
         _check_seconds("context_s", context_s, config.max_duration_s)

@@ -134,7 +134,7 @@ def resolve(config: EzAudioConfig, prompt: str, presets: Mapping[str, Preset] | 
         solver=solver,
         noise=_value(given, "noise", NOISE_SOURCES[0]),
         edit=given.get("edit"),
-        control_scale=given.get("control_scale"),
+        control_scale=_value(given, "control_scale", None),
         spacing=_value(given, "spacing", plan.spacing),
         guidance_interval=_interval(_value(given, "guidance_interval", plan.guidance_interval)),
         reuse=_steps(_value(given, "reuse", plan.reuse if unchanged else ())),
@@ -157,17 +157,19 @@ def _interval(value: Any) -> tuple[float, float]:
     expected = "guidance_interval must be the lowest and the highest noise level to guide, 0 to 1"
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise InputError(f"{expected}, got {value!r}")
-    for bound in value:
+    low, high = (plain(bound) for bound in value)
+    for bound in (low, high):
         _number("a bound of guidance_interval", bound, 0, 1)
-    if value[0] > value[1]:
+    if low > high:
         raise InputError(f"{expected}, got {value!r}")
-    return float(value[0]), float(value[1])
+    return float(low), float(high)
 
 
 def _steps(value: Any) -> tuple[int, ...]:
-    if not isinstance(value, (tuple, list)) or any(isinstance(n, bool) or not isinstance(n, int) for n in value):
+    steps = tuple(plain(n) for n in value) if isinstance(value, (tuple, list)) else (None,)
+    if any(isinstance(n, bool) or not isinstance(n, int) for n in steps):
         raise InputError(f"reuse must be numbers of steps, got {value!r}")
-    return tuple(value)
+    return steps
 
 
 def _check_reuse(settings: Settings, guided: tuple[bool, ...]) -> None:
@@ -195,7 +197,14 @@ def _check_reuse(settings: Settings, guided: tuple[bool, ...]) -> None:
 
 def _value(given: dict[str, Any], name: str, default: Any) -> Any:
     value = given.get(name)
-    return default if value is None else value
+    return default if value is None else plain(value)
+
+
+def plain(value: Any) -> Any:
+    """NumPy's numbers as Python's, which a file's settings can hold; anything else as it is."""
+    import numpy as np
+
+    return value.item() if isinstance(value, np.generic) else value
 
 
 def _check(settings: Settings, config: EzAudioConfig) -> None:

@@ -15,6 +15,7 @@ from console import Run, answers_at_once_and_teaches, fails, imports_none_of, ru
 
 from ezaudio.config import preset as config_preset
 from ezaudio.runtime import TextToAudio, calibration
+from ezaudio.runtime.editing import Window
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.manifest import read_manifest
 from ezaudio.runtime.presets import PRESETS, Preset
@@ -81,6 +82,20 @@ def test_what_is_given_goes_before_the_preset() -> None:
     assert (default.num_steps, default.spacing, default.reuse) == (4, 1.0, ())
 
 
+def test_numbers_of_numpy_are_numbers() -> None:
+    given = {"duration_s": 0.5, "num_steps": 4, "guidance_scale": 3.0, "seed": 2**63}
+    given |= {"guidance_interval": (0.25, 1.0), "reuse": [1, 3]}
+    of_numpy = {"duration_s": np.float32(0.5), "num_steps": np.int64(4), "guidance_scale": np.float16(3)}
+    of_numpy |= {"seed": np.uint64(2**63), "guidance_interval": list(np.array([0.25, 1], np.float32))}
+    of_numpy |= {"reuse": list(np.array([1, 3]))}
+    settings = resolve(DEBUG, "rain", PRESETS, **of_numpy)
+    assert json.dumps(settings.to_dict()) == json.dumps(resolve(DEBUG, "rain", PRESETS, **given).to_dict())
+    with pytest.raises(InputError, match="num_steps must be a whole number from 1 to 1000, got True"):
+        resolve(DEBUG, "rain", PRESETS, num_steps=np.bool_(True))
+    whole = Window.plan(24000, 0.25, 0.5, 0.125, DEBUG)
+    assert Window.plan(24000, np.float32(0.25), np.float16(0.5), np.float32(0.125), DEBUG) == whole
+
+
 @pytest.mark.parametrize(
     ("given", "text"),
     [
@@ -92,6 +107,7 @@ def test_what_is_given_goes_before_the_preset() -> None:
         ({"reuse": [0]}, "rising numbers of steps from 1 to 3 .the first step has nothing to reuse., got .0."),
         ({"reuse": [2, 1]}, "rising numbers of steps"),
         ({"reuse": [4]}, "rising numbers of steps from 1 to 3"),
+        ({"reuse": 1}, "reuse must be numbers of steps, got 1"),
         ({"reuse": "12"}, "reuse must be numbers of steps, got '12'"),
         ({"reuse": [True]}, "reuse must be numbers of steps"),
         ({"reuse": [2], "guidance_interval": (0.0, 0.5)}, "step 2 is guided and reuses step 1, which is not"),
