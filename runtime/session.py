@@ -99,7 +99,10 @@ class GraphSessions:
             _save_memory(options, name, self._low_memory)
         path = self.folder / self.manifest.graphs[name].file
         try:
-            session = ort.InferenceSession(str(path), options, providers=providers)
+            with _room(name, str(path)):
+                session = ort.InferenceSession(str(path), options, providers=providers)
+        except BackendError:
+            raise
         except Exception as error:
             raise BundleError(f"ONNX Runtime cannot open '{path}': {error}") from error
         return self._checked(name, session)
@@ -165,15 +168,19 @@ class GraphSessions:
 
 
 @contextmanager
-def _room(name: str) -> Iterator[None]:
-    """What a graph cannot allocate is the user's to mend; any other error of a run is a defect."""
+def _room(name: str, path: str = "") -> Iterator[None]:
+    """What a graph cannot allocate is the user's to mend; any other error of a run is a defect.
+
+    path: of the graph's file, which an error of opening it names and which may have any name.
+    """
     try:
         yield
     except Exception as error:
-        if "alloc" not in str(error).lower():
+        reason = str(error).replace(path, "it") if path else str(error)
+        if "alloc" not in reason.lower():
             raise
         raise BackendError(
-            f"there is no memory to run graph {name!r} ({str(error).splitlines()[0][:200]}): make a shorter clip, "
+            f"there is no memory to run graph {name!r} ({reason.splitlines()[0][:200]}): make a shorter clip, "
             "close other programs, or add --low-memory"
         ) from error
 

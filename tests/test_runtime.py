@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 import time
@@ -18,7 +19,8 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from ezaudio.checkpoints import open_source
-from ezaudio.runtime.errors import BackendError, CancelledError, InputError
+from ezaudio.runtime.bundle_store import PACKAGED
+from ezaudio.runtime.errors import BackendError, BundleError, CancelledError, InputError
 from ezaudio.runtime.manifest import GraphEntry, read_manifest
 from ezaudio.runtime.noise import PhiloxNoise, TorchNoise
 from ezaudio.runtime.session import GraphSessions
@@ -354,3 +356,27 @@ def test_memory_that_is_not_there_is_one_line(debug_bundle: Path, monkeypatch: p
         with pytest.raises(expected, match=said) as raised:
             model.generate("rain", num_steps=1, duration_s=0.1)
         assert ("no memory to run graph" in str(raised.value)) == (expected is BackendError)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ("Exception during initialization: std::bad_alloc", BackendError),
+        ("Load model from {path} failed: Protobuf parsing failed.", BundleError),
+    ],
+)
+def test_memory_that_is_not_there_to_open_a_graph_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said: str, expected: type[Exception]
+) -> None:
+    """With a mock of ONNX Runtime's refusal, of a bundle in a folder with any name."""
+    shutil.copytree(PACKAGED, folder := tmp_path / "allocated")
+    model = TextToAudio(folder, threads=1)
+
+    def refuse(path: str, *given: object, **named: object) -> None:
+        raise RuntimeError(said.format(path=path))
+
+    monkeypatch.setattr("onnxruntime.InferenceSession", refuse)
+    with pytest.raises(expected) as raised:
+        model.generate("rain", num_steps=1, duration_s=0.1)
+    assert ("no memory to run graph" in str(raised.value)) == (expected is BackendError)
+    assert ("ONNX Runtime cannot open" in str(raised.value)) == (expected is BundleError)

@@ -306,12 +306,13 @@ def test_the_struct_is_the_headers(library) -> None:
     assert (options.control_scale, options.context_s) == (1.0, 2.0)
 
 
-def test_memory_that_is_not_there_is_one_line(library) -> None:
+@pytest.mark.parametrize("room_mib", [12, 60], ids=["to open a graph", "to run it"])
+def test_memory_that_is_not_there_is_one_line(library, room_mib: int) -> None:
     pipeline = CPipeline(library, PACKAGED, flags=LOW_MEMORY)  # without an arena, which may hold enough already
     pipeline.generate("rain", num_steps=1, duration_s=0.1)
     taken = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     soft, hard = resource.getrlimit(resource.RLIMIT_AS)
-    resource.setrlimit(resource.RLIMIT_AS, (taken + (60 << 20), hard))
+    resource.setrlimit(resource.RLIMIT_AS, (taken + (room_mib << 20), hard))
     try:
         with pytest.raises(Refusal) as refused:
             pipeline.generate("rain", num_steps=1, duration_s=30.0)

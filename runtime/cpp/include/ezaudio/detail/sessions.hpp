@@ -8,6 +8,7 @@
 #include <map>
 #include <mutex>
 #include <string>
+#include <string_view>
 #include <utility>
 #include <vector>
 
@@ -104,12 +105,8 @@ public:
             Ort::ThrowOnError(Ort::GetApi().Run(session, nullptr, input_names.data(), values.data(), values.size(),
                                                 output_names.data(), output_names.size(), outputs.data()));
         } catch (const Ort::Exception& error) {
-            // Its first line: a stack may follow. An arena says that it failed to allocate, without one it is bad_alloc.
-            std::string reason = error.what();
-            reason.erase(std::min(reason.find('\n'), reason.size()));
-            if (reason.find("alloc") == std::string::npos) refuse(name, "cannot run: " + reason);
-            throw BundleError("there is no memory to run graph " + python_repr(name) + " (" + reason +
-                              "): make a shorter clip, close other programs, or set low_memory");
+            refuse_without_memory(name, first_line(error));
+            refuse(name, "cannot run: " + first_line(error));
         }
         std::vector<Ort::Value> results;
         results.reserve(graph.outputs.size());
@@ -144,6 +141,19 @@ private:
                           ": export the bundle again");
     }
 
+    /// What ONNX Runtime says, without the stack that may follow.
+    static std::string first_line(const Ort::Exception& error) {
+        const std::string_view said = error.what();
+        return std::string(said.substr(0, said.find('\n')));
+    }
+
+    /// An arena says that it failed to allocate; without one it is bad_alloc.
+    static void refuse_without_memory(const std::string& name, const std::string& reason) {
+        if (reason.find("alloc") == std::string::npos) return;
+        throw BundleError("there is no memory to run graph " + python_repr(name) + " (" + reason +
+                          "): make a shorter clip, close other programs, or set low_memory");
+    }
+
     Ort::Session& open(const std::string& name) {
         const auto found = sessions_.find(name);
         if (found != sessions_.end()) return found->second;
@@ -167,7 +177,10 @@ private:
             check_names(name, graph->second.outputs, outputs);
             return sessions_.emplace(name, std::move(session)).first->second;
         } catch (const Ort::Exception& error) {
-            throw BundleError("ONNX Runtime cannot open '" + path_text(path) + "': " + error.what());
+            const std::string reason = first_line(error);
+            const std::size_t named = reason.find(path_text(path));  // which may have any name
+            if (named == std::string::npos) refuse_without_memory(name, reason);
+            throw BundleError("ONNX Runtime cannot open '" + path_text(path) + "': " + reason);
         }
     }
 
