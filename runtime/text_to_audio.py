@@ -336,7 +336,7 @@ class TextToAudio:
         num_samples = round(settings.duration_s * self.sample_rate)
         chunks = []
         for chunk in decode_chunks(self._clips.decode, latents, num_samples, self.config.vae):
-            chunks.append(_finite(chunk, settings))
+            chunks.append(_finite(chunk, settings).copy())  # the listener may turn its own up or down in place
             if on_audio(index, chunk) is False:
                 done = sum(map(len, chunks))
                 raise CancelledError(f"cancelled after sample {done} of {num_samples}")

@@ -103,6 +103,16 @@ def test_listening_can_cancel(model: TextToAudio) -> None:
         model.generate("rain", duration_s=2.0, num_steps=1, on_audio=lambda item, chunk: False)
 
 
+def test_a_listener_may_change_what_it_hears(model: TextToAudio) -> None:
+    options = {"duration_s": 1.0, "num_steps": 1, "seed": 3}
+
+    def mute(item: int, chunk: np.ndarray) -> None:
+        chunk *= 0
+
+    whole = model.generate("rain", **options).samples
+    assert np.abs(model.generate("rain", **options, on_audio=mute).samples - whole).max() < 1e-5 * np.abs(whole).max()
+
+
 def test_window_of_a_region() -> None:
     config = PRESETS["l"]
     window = Window.plan(10 * RATE, 4.0, 6.0, 2.0, config)
