@@ -55,6 +55,16 @@ class Command(click.Command):
         sys.exit(2)
 
 
+class FloatRange(click.FloatRange):
+    """Click's own takes what is no number: NaN is neither below nor above a bound."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        number = float(super().convert(value, param, ctx))
+        if number != number:
+            self.fail(f"{value} is no number.", param, ctx)
+        return number
+
+
 class Group(Command, click.Group):
     """Subcommands that report errors as `Command` does."""
 

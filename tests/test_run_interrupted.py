@@ -18,7 +18,7 @@ import soundfile
 from click.testing import CliRunner
 from console import fails, largest_file, listen_to_interrupts
 
-from ezaudio.runtime.command import Command, errors_only
+from ezaudio.runtime.command import Command, FloatRange, errors_only
 
 RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
@@ -102,6 +102,17 @@ def test_quiet_holds_back_what_is_logged(quiet):
 
     assert CliRunner().invoke(command, ["--quiet"] * quiet).stdout == f"{not quiet}\n"
     assert logger.isEnabledFor(logging.WARNING)
+
+
+def test_a_number_that_is_none_is_in_no_range():
+    @click.command(cls=Command)
+    @click.option("--share", type=FloatRange(0, 1))
+    def command(share: float) -> None:
+        click.echo(share)
+
+    assert CliRunner().invoke(command, ["--share", "0.5"]).stdout == "0.5\n"
+    fails(CliRunner().invoke(command, ["--share", "nan"]), "nan is no number")
+    fails(CliRunner().invoke(command, ["--share", "inf"]), "is not in the range 0<=x<=1")
 
 
 @posix

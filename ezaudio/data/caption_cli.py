@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from ezaudio.data.command import check_train_extra, progress_bar
+from ezaudio.runtime.command import FloatRange
 from ezaudio.runtime.errors import InputError
 
 if TYPE_CHECKING:
@@ -81,9 +82,9 @@ def caption(manifest: Path, model: str, prompt: str | None, batch_size: int, out
 @click.option("--key-variable", default="OPENAI_API_KEY", show_default=True, help="Environment variable with the key.")
 @click.option("--prompt", type=click.Path(path_type=Path), help="Template with {events} in it. [the built-in one]")
 @click.option("--show-prompt", is_flag=True, help="Print the first request instead of sending any.")
-@click.option("--requests-per-minute", type=click.FloatRange(0.1, 100_000), default=60.0, show_default=True)
+@click.option("--requests-per-minute", type=FloatRange(0.1, 100_000), default=60.0, show_default=True)
 @click.option("--parallel", type=click.IntRange(1, 64), default=4, show_default=True, help="Requests at once.")
-@click.option("--timeout", type=click.FloatRange(0.1, 600), default=60.0, show_default=True, help="Seconds a request.")
+@click.option("--timeout", type=FloatRange(0.1, 600), default=60.0, show_default=True, help="Seconds a request.")
 @click.option("--prices", type=(float, float), help="Per million tokens, in and out: prints what it has cost.")
 @click.option("--split", default="train", show_default=True)
 @OUTPUT
@@ -156,7 +157,7 @@ def write(
 @click.option(
     "--threshold",
     "thresholds",
-    type=click.FloatRange(-1, 1),
+    type=FloatRange(-1, 1),
     multiple=True,
     default=(0.35, 0.40, 0.45),
     show_default=True,

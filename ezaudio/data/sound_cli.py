@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from ezaudio.data.command import check_train_extra, progress_bar
-from ezaudio.runtime.command import errors_only
+from ezaudio.runtime.command import FloatRange, errors_only
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.spectrogram import check_plot_extra
 
@@ -58,7 +58,7 @@ def sounds(show_list: bool, sheet: Path | None, benchmark: bool, family: str | N
 @click.argument("folder", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(1, 10_000_000), default=100, show_default=True, help="Number of scenes.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
-@click.option("--duration", type=click.FloatRange(1, 60), default=10.0, show_default=True, help="Seconds a scene.")
+@click.option("--duration", type=FloatRange(1, 60), default=10.0, show_default=True, help="Seconds a scene.")
 @click.option("--format", "audio_format", type=click.Choice(("flac", "wav")), default="flac", show_default=True)
 @click.option("--split", default="train", show_default=True, help="What the manifest's split column says.")
 @click.option("--recordings", type=click.Path(path_type=Path), help="Folder of `ezaudio-data recordings`.")
@@ -162,7 +162,7 @@ def check(manifest: Path, limit: int, quiet: bool) -> None:
     "--text", type=click.Choice(("states", "ids")), default="states", show_default=True, help="What is stored."
 )
 @click.option("--split", default="train", show_default=True, help="Rows of the manifest to encode.")
-@click.option("--duration", type=click.FloatRange(0.1, 60), default=10.0, show_default=True, help="Seconds a clip.")
+@click.option("--duration", type=FloatRange(0.1, 60), default=10.0, show_default=True, help="Seconds a clip.")
 @click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Draws the crops of long files.")
 @click.option("--shard-size", type=click.IntRange(1, 100_000), default=1024, show_default=True, help="Clips a shard.")
 @click.option("--batch-size", type=click.IntRange(1, 1024), default=8, show_default=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ezaudio.runtime.command import errors_only
+from ezaudio.runtime.command import FloatRange, errors_only
 
 
 @click.command("nano", short_help="The packaged model, from nothing or further, to a judged bundle.")
@@ -19,7 +19,7 @@ from ezaudio.runtime.command import errors_only
 )
 @click.option(
     "--effort",
-    type=click.FloatRange(min=0, max=1000, min_open=True),
+    type=FloatRange(min=0, max=1000, min_open=True),
     default=1.0,
     show_default=True,
     help="Multiplies the steps of every stage.",
