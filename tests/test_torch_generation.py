@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
+from typing import Any, ClassVar
+from unittest.mock import Mock
 
 import golden
 import numpy as np
@@ -20,7 +22,7 @@ from ezaudio.runtime.torch_backend import generation, recording
 from ezaudio.runtime.torch_backend.exact import exact
 from ezaudio.runtime.torch_backend.modules import compute_type
 from ezaudio.runtime.torch_backend.random_graphs import random_graphs
-from ezaudio.runtime.torch_backend.recording import Recording
+from ezaudio.runtime.torch_backend.recording import Direct, Recording
 from ezaudio.runtime.torch_backend.request import Request, Shape, StepKind
 from ezaudio.runtime.torch_backend.sessions import TorchSessions
 
@@ -246,6 +248,34 @@ def test_distances_fall_into_t5s_buckets() -> None:
     distance = torch.arange(-99, 100)
     expected = T5Attention._relative_position_bucket(distance, bidirectional=True, num_buckets=32, max_distance=128)
     assert torch.equal(relative_buckets(100), expected)
+
+
+class MockedRecording(Direct):
+    """Runs the function; a GPU has room for one at a time."""
+
+    held: ClassVar[weakref.WeakSet[MockedRecording]] = weakref.WeakSet()
+
+    def __init__(self, function: Any, inputs: Any, num_steps: int, stream: Any, pool: Any) -> None:
+        super().__init__(function, torch.device("cpu"))
+        self.pool = pool
+        if num_steps > 2 or self.held:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        self.held.add(self)
+
+
+@no_gpu
+def test_with_a_mock_of_recordings_older_ones_make_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ezaudio.runtime.torch_backend.sessions.Recording", MockedRecording)
+    monkeypatch.setattr(torch.cuda, "graph_pool_handle", object)
+    model = sessions()
+    model._stream = Mock()
+    made = [model.generate(request(decoded=decoded)) for decoded in (True, False)]
+    assert np.array_equal(made[0].latents, made[1].latents)
+    assert len(model._functions) == 1
+    with pytest.raises(BackendError, match="no room on the GPU for this length and batch"):
+        model.generate(request(num_steps=3))
+    assert not model._functions
+    model.generate(request())
 
 
 def test_a_full_gpu_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:

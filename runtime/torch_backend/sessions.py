@@ -141,15 +141,25 @@ class TorchSessions:
         with exact(), self._on_device(), _room("this length and batch"):
             if key in self._functions:
                 self._functions.move_to_end(key)
-            elif self._stream is not None:
-                others = [one.pool for one in self._functions.values() if isinstance(one, Recording)]
-                pool = others[0] if others else torch.cuda.graph_pool_handle()
-                self._functions[key] = Recording(function, inputs, num_steps, self._stream, pool)
-            else:
+            elif self._stream is None:
                 self._functions[key] = Direct(function, self.device)
+            else:
+                self._functions[key] = self._recorded(function, inputs, num_steps, self._stream)
             while len(self._functions) > MAX_RECORDINGS:
                 self._functions.popitem(last=False)
             return self._functions[key](inputs, on_step_done)
+
+    def _recorded(self, function: Function, inputs: Tensors, num_steps: int, stream: torch.cuda.Stream) -> Recording:
+        """A new recording; where there is no room for it beside the others, they make way."""
+        others = [one.pool for one in self._functions.values() if isinstance(one, Recording)]
+        pool = others[0] if others else torch.cuda.graph_pool_handle()
+        try:
+            return Recording(function, inputs, num_steps, stream, pool)
+        except torch.OutOfMemoryError:
+            if not others:
+                raise
+        self.release()  # here, and not where the error still holds what there was room for
+        return Recording(function, inputs, num_steps, stream, torch.cuda.graph_pool_handle())
 
     def _on_device(self) -> AbstractContextManager[None]:
         return torch.cuda.device(self.device) if self.device.type == "cuda" else nullcontext()
