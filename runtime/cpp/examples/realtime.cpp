@@ -137,6 +137,10 @@ int main(int argc, char** argv) try {
     std::thread worker([&] { generate(pipeline, {words.begin() + 1, words.end()}, player); });
     while (!player.is_done || !player.buffer.is_empty()) std::this_thread::sleep_for(std::chrono::milliseconds(20));
     worker.join();
+    // What the device has taken is not heard yet, and stopping it may cut that off.
+    const auto& playback = device.playback;
+    const double taken = static_cast<double>(playback.internalPeriodSizeInFrames) * playback.internalPeriods;
+    std::this_thread::sleep_for(std::chrono::duration<double>(taken / playback.internalSampleRate));
     ma_device_uninit(&device);
     ma_context_uninit(&context);
     if (!player.error.empty()) throw ezaudio::InputError(player.error);
