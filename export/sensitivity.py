@@ -8,6 +8,7 @@ cheapest levels whose sum is small enough, and the result is measured as a whole
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -169,15 +170,16 @@ def groups(path: Path, parts: int = 1) -> list[Group]:
     return [Group(name, tuple(sizes), sum(sizes.values()) / total) for name, sizes in found.items()]
 
 
-def scan(path: Path, asked: list[Question], progress: Progress = lambda *_: None) -> Choice:
+def scan(path: Path, asked: list[Question], max_turn: float, progress: Progress = lambda *_: None) -> Choice:
     """Levels for the products of an fp32 denoiser, so that int8's worst velocity has a cosine of MIN_COSINE.
 
-    Whole kinds are tried first, and only those that matter in parts. At most MAX_GROWTH of the products' time is spent;
-    what was reached is in the result.
+    Whole kinds are tried first, and only those that matter in parts. At most MAX_GROWTH of the products' time is spent,
+    and where that would be refused as much as it takes; what was reached is in the result.
 
     Args:
         path: the fp32 graph.
         asked: its answers, at the points that the levels are chosen for.
+        max_turn: 1 − cosine from which on a bundle is refused.
     """
     allowed = 2 * (1 - MIN_COSINE)  # of the relative L2, squared
     kinds = groups(path)
@@ -207,17 +209,20 @@ def scan(path: Path, asked: list[Question], progress: Progress = lambda *_: None
     before = _worst(errors(path, {}, asked))
     worst = {group.name: float(np.sqrt(damage[group.name, group.lowest].max())) for group in every}
     worst = dict(sorted(worst.items(), key=lambda item: -item[1]))
-    limit = allowed * FIRST_SHARE
     best: Choice | None = None
-    for _ in range(TRIES):
-        levels, growth = choose(every, damage, limit)
-        by_weight = {w: levels[g.name] for g in every for w in g.weights if levels[g.name] != INT8}
-        after = _worst(errors(path, by_weight, asked))
-        if best is None or after > best.after:
-            best = Choice(by_weight, worst, growth, before, after)
-        if 1 - after <= (1 - MIN_COSINE) * FIRST_SHARE:
+    for turn, most in ((1 - MIN_COSINE, MAX_GROWTH), (max_turn, math.inf)):
+        limit = 2 * turn * FIRST_SHARE
+        for _ in range(TRIES):
+            levels, growth = choose(every, damage, limit, most)
+            by_weight = {w: levels[g.name] for g in every for w in g.weights if levels[g.name] != INT8}
+            after = _worst(errors(path, by_weight, asked))
+            if best is None or after > best.after:
+                best = Choice(by_weight, worst, growth, before, after)
+            if 1 - after <= turn * FIRST_SHARE:
+                break
+            limit *= 0.7
+        if best is not None and 1 - best.after <= max_turn * FIRST_SHARE:
             break
-        limit *= 0.7
     assert best is not None
     return best
 
@@ -227,12 +232,12 @@ def _worst(measured: list[tuple[float, float]]) -> float:
 
 
 def choose(
-    every: list[Group], damage: Mapping[tuple[str, str], np.ndarray], limit: float
+    every: list[Group], damage: Mapping[tuple[str, str], np.ndarray], limit: float, most: float
 ) -> tuple[dict[str, str], float]:
     """Level of every group, and the growth of the products' time, such that the squared errors sum up to `limit`.
 
     Starts with the lowest levels and always takes the change that does the most at the worst point for its cost, as
-    long as MAX_GROWTH allows.
+    long as the growth is at most `most`.
 
     Args:
         damage: (group, level) → squared relative L2 at every point.
@@ -249,7 +254,7 @@ def choose(
             for level in LEVELS[LEVELS.index(now) + 1 :]:
                 cost = group.share * (COST[level] - COST[now])
                 gain = damage[group.name, now][worst] - damage[group.name, level][worst]
-                if gain > 0 and growth + cost <= MAX_GROWTH:
+                if gain > 0 and growth + cost <= most:
                     steps.append((gain / cost, group.name, level, cost))
         if not steps:
             return levels, growth

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import subprocess
 import sys
@@ -235,21 +236,37 @@ def test_levels_are_chosen_by_damage_and_cost() -> None:
         for name, (low, wide) in rows.items()
         for level, value in ((INT8, low), (WIDE, wide), (FP32, 0.0))
     }
-    levels, growth = sensitivity.choose(groups, damage, limit=1e-3)
+    levels, growth = sensitivity.choose(groups, damage, limit=1e-3, most=sensitivity.MAX_GROWTH)
     assert levels == {"a 1/1": WIDE, "b 1/1": FP32, "c 1/1": INT8}
     assert growth == pytest.approx(0.2 * 1.2 + 0.05 * 2.5)
-    levels, growth = sensitivity.choose(groups, damage, limit=0)
+    levels, growth = sensitivity.choose(groups, damage, limit=0, most=sensitivity.MAX_GROWTH)
     assert growth <= sensitivity.MAX_GROWTH  # as far as the time goes, and no further
     assert levels["c 1/1"] == INT8
+    levels, growth = sensitivity.choose(groups, damage, limit=0, most=math.inf)
+    assert set(levels.values()) == {FP32}
+    assert growth == pytest.approx(2.5)
 
 
 def test_a_scan_finds_what_int8_damages(debug_bundle: Path, asked: list[sensitivity.Question]) -> None:
     path = debug_bundle / "denoiser.onnx"
-    choice = sensitivity.scan(path, asked)
-    assert choice == sensitivity.scan(path, asked)
+    choice = sensitivity.scan(path, asked, 5e-3)
+    assert choice == sensitivity.scan(path, asked, 5e-3)
     assert choice.after > choice.before
     assert {level for name, level in choice.levels.items() if "mlp.down" in name} <= {WIDE, FP32}
     assert choice.after == min(cosine for cosine, _ in sensitivity.errors(path, choice.levels, asked))
+
+
+def test_a_scan_takes_the_time_that_a_refusal_leaves_it_no_choice_of(
+    debug_bundle: Path, asked: list[sensitivity.Question], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As for nano, whose guidance multiplies errors by 5."""
+    path = debug_bundle / "denoiser.onnx"
+    monkeypatch.setattr(sensitivity, "MAX_GROWTH", 0.0)
+    cheap = sensitivity.scan(path, asked, 1.0)
+    turn = (1 - cheap.after) / 4
+    found = sensitivity.scan(path, asked, turn)
+    assert found.growth > cheap.growth
+    assert 1 - found.after <= turn
 
 
 @pytest.mark.parametrize("name", cpu_bundle.DERIVED)
