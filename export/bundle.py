@@ -301,7 +301,11 @@ def _replaced_folder(output: Path) -> Iterator[Path]:
         if output.exists():
             old = partial.with_suffix(".old")
             output.rename(old)
-            partial.rename(output)
+            try:
+                partial.rename(output)
+            except BaseException:
+                old.rename(output)
+                raise
             shutil.rmtree(old)
         else:
             partial.rename(output)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import replace
@@ -128,6 +129,26 @@ def test_a_file_that_came_while_it_exported_stays(
         bundle.export_bundle(source, own_debug_bundle)
     assert mine.exists()
     assert read_manifest(own_debug_bundle)
+    assert os.listdir(own_debug_bundle.parent) == [own_debug_bundle.name]
+
+
+def test_a_bundle_that_cannot_be_replaced_is_back(
+    source: ModelSource, own_debug_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a mock of a file system that refuses the second of two renames."""
+    rename = Path.rename
+
+    def refused(path: Path, target: Path) -> Path:
+        if path.suffix == ".partial":
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    before = read_manifest(own_debug_bundle)
+    monkeypatch.setattr(bundle, "_write_bundle", lambda *_: None)
+    monkeypatch.setattr(Path, "rename", refused)
+    with pytest.raises(InputError, match=r"cannot write to .* \(Input/output error\)"):
+        bundle.export_bundle(source, own_debug_bundle)
+    assert read_manifest(own_debug_bundle) == before
     assert os.listdir(own_debug_bundle.parent) == [own_debug_bundle.name]
 
 
