@@ -388,6 +388,18 @@ def test_a_journal_on_a_full_disk_is_one_line(tmp_path: Path) -> None:
         assert list(journal.records) == ["x"]
 
 
+def test_a_journal_without_items_takes_other_settings(tmp_path: Path) -> None:
+    """As after a model's name that was mistyped."""
+    for name in ("mdoel", "model"):
+        with Journal(tmp_path / "j.jsonl", {"model": name}) as journal:
+            assert journal.records == {}
+    journal = Journal(tmp_path / "j.jsonl", {"model": "model"})
+    journal.append([{"key": "x"}])
+    journal.close()
+    with Journal(tmp_path / "j.jsonl", {"model": "model"}) as journal:
+        assert journal.records == {"x": {"key": "x"}}
+
+
 def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "j.jsonl"
     for content, message in {
@@ -395,7 +407,7 @@ def test_a_damaged_or_foreign_journal_is_refused(tmp_path: Path) -> None:
         '{"key": "x"}\n': "no record of finished work",
         '{"settings": {"a": 1}}\n{"x": 1}\n': "line 2 is damaged",
         "[]\n": "no record of finished work",
-        '{"settings": {"a": 2, "b": 1}}\n': r"other settings \(a, b\)",
+        '{"settings": {"a": 2, "b": 1}}\n{"key": "x"}\n': r"other settings \(a, b\)",
     }.items():
         path.write_text(content)
         with pytest.raises(InputError, match=message):

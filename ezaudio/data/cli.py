@@ -9,6 +9,7 @@ import click
 from ezaudio import __version__
 from ezaudio.data.caption_cli import caption, filter_, merge, write
 from ezaudio.data.sound_cli import check, latents, recordings, render, sounds
+from ezaudio.evaluation.cli import evaluate
 from ezaudio.runtime.command import Group
 
 HELP = """Prepare training data: a manifest lists sound files with captions, and shards hold their latents.
@@ -32,6 +33,10 @@ Then, for all of them:
   ezaudio-data filter acd.jsonl -o filtered/             # CLAP similarity at 0.35, 0.40 and 0.45
   ezaudio-data latents filtered/at_0.40.jsonl -o shards/ --model l
 
+\b
+And of what a model made:
+  ezaudio-data evaluate made/ --reference audiocaps.csv --split test -o scores/
+
 Long commands show their progress, may be stopped at any moment and go on where they were when started again with the
 same settings. `ezaudio-data COMMAND --help` has the options and examples of each.
 
@@ -46,5 +51,5 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
 
 
-for command in (sounds, render, recordings, merge, caption, write, check, filter_, latents):
+for command in (sounds, render, recordings, merge, caption, write, check, filter_, latents, evaluate):
     main.add_command(command)

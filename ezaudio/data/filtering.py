@@ -36,16 +36,23 @@ class Clap:
         self.sample_rate = int(self.processor.feature_extractor.sampling_rate)
         self.max_tokens = int(self.model.config.text_config.max_position_embeddings) - 2
 
-    @torch.no_grad()
     def similarity(self, clips: Sequence[Audio], captions: Sequence[str]) -> NDArray[np.float32]:
         """clips (T,) each at `sample_rate`, as many captions → (N,) in -1…1."""
+        sounds, texts = self.embeddings(clips, captions)
+        return (sounds * texts).sum(-1)
+
+    @torch.no_grad()
+    def embeddings(
+        self, clips: Sequence[Audio], captions: Sequence[str]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Of clips and captions as for `similarity`, (N, D) each, of length 1."""
         # Apart: the processor would pass `truncation` on to the sounds, where it means something else.
         text = self.processor.tokenizer(
             list(captions), padding=True, truncation=True, max_length=self.max_tokens, return_tensors="pt"
         )
         sound = self.processor.feature_extractor(list(clips), sampling_rate=self.sample_rate, return_tensors="pt")
         output = self.model(**{name: value.to(self.model.device) for name, value in {**text, **sound}.items()})
-        return (output.audio_embeds * output.text_embeds).sum(-1).float().cpu().numpy()
+        return output.audio_embeds.float().cpu().numpy(), output.text_embeds.float().cpu().numpy()
 
 
 def score_manifest(

@@ -42,7 +42,7 @@ class Journal:
 
     Args:
         path: of the file; its folder must exist.
-        settings: what the items depend on, JSON values. A journal of other settings is refused: its items are others.
+        settings: what the items depend on, JSON values. A journal with items of other settings is refused.
 
     Raises:
         InputError: no journal, one of other settings, damaged before its end, or in use by another process.
@@ -111,7 +111,10 @@ class Journal:
                 problem = "this is no record of finished work" if number == 1 else f"line {number} is damaged"
                 raise InputError(f"'{self.path}': {problem}; name another place, or remove it to begin anew") from error
         before = records[0]["settings"]
-        if before != settings:
+        if before != settings and len(records) == 1:  # nothing is finished: a model's name was mistyped, say
+            self._file.truncate(0)
+            self._write(json.dumps({"settings": settings}).encode() + b"\n")
+        elif before != settings:
             changed = sorted(k for k in {*before, *settings} if before.get(k) != settings.get(k))
             raise InputError(
                 f"'{self.path}' was made with other settings ({', '.join(changed)}): give those, or name another place"

@@ -76,3 +76,28 @@ def frechet_distance(first: NDArray[np.floating], second: NDArray[np.floating]) 
     between = np.square(a.mean(0) - b.mean(0)).sum()
     distance = between + np.trace(covariances[0]) + np.trace(covariances[1]) - 2 * np.sqrt(np.maximum(product, 0)).sum()
     return max(0.0, float(distance))
+
+
+def kl_divergence(reference: NDArray[np.floating], made: NDArray[np.floating]) -> float:
+    """Mean over rows of Σ p ln(p / q): p and q are the softmax of a classifier's logits for a recorded clip and for one
+    that was made of its caption (Yang et al. 2023, Diffsound). Logits (N, classes) each.
+    """
+    p, q = _log_softmax(reference), _log_softmax(made)
+    return float((np.exp(p) * (p - q)).sum(1).mean())
+
+
+def inception_score(logits: NDArray[np.floating]) -> float:
+    """exp of the mean over rows of Σ p ln(p / p̄), p̄ the mean of all p = softmax(logits): 1 where all clips sound
+    alike, the number of classes where each is as often heard and without doubt (Salimans et al. 2016). (N, classes).
+    """
+    p = _log_softmax(logits)
+    mean = np.log(np.maximum(np.exp(p).mean(0), np.finfo(np.float64).tiny))
+    return float(np.exp((np.exp(p) * (p - mean)).sum(1).mean()))
+
+
+def _log_softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
+    values = np.asarray(logits, np.float64)
+    if not np.isfinite(values).all():
+        raise InputError("a classifier's logits hold NaN or infinity: the clips they are of are no sound")
+    values = values - values.max(1, keepdims=True)
+    return values - np.log(np.exp(values).sum(1, keepdims=True))
