@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
@@ -129,6 +130,13 @@ def test_the_command_measures_once(
     assert heard.similarity == pytest.approx(Clap(str(clap)).similarity(clips, CAPTIONS).mean(), abs=1e-5)
     monkeypatch.setattr(sets, "Clap", None)  # all is in the journal
     assert run(*arguments, "--reference", reference, "--split", "test").stdout == beside.stdout
+
+
+def test_a_folder_that_may_not_be_read_is_one_line(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a mock of its permissions, which root would not be held by."""
+    monkeypatch.setattr(Path, "iterdir", Mock(side_effect=PermissionError(13, "Permission denied")))
+    with pytest.raises(InputError, match=r"made' cannot be read \(Permission denied\): name another folder"):
+        sets.read_set(made)
 
 
 def test_what_cannot_be_measured_is_told(

@@ -101,7 +101,10 @@ def made_by_ezaudio(folder: Path) -> Manifest:
 
     Raises InputError where there is none, or one that ezaudio did not make.
     """
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    try:
+        files = sorted(path for path in folder.iterdir() if path.suffix.lower() in AUDIO_SUFFIXES)
+    except OSError as error:
+        raise InputError(f"'{folder}' cannot be read ({error.strerror}): name another folder") from error
     if not files:
         raise InputError(f"'{folder}' has no sound file: expected {', '.join(AUDIO_SUFFIXES)}")
     rows = tuple(Row(path.name, str(read_settings(path).get("prompt", "")), "test", {}) for path in files)
