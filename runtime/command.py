@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 else:
     ListType = click.ParamType  # which takes a parameter since Click 8.4 alone
 
+MAX_LINE = 1000
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -51,7 +52,10 @@ class Command(click.Command):
                 raise
             click.echo("Interrupted: no unfinished file was left.", err=True)
             sys.exit(130)
-        click.echo(f"Error: {one_line(message)}", err=True)
+        line = one_line(message)
+        if len(line) > MAX_LINE:  # such as every weight that a file lacks; at its end it says what to do
+            line = f"{line[: MAX_LINE // 2]} … {line[-MAX_LINE // 2 :]}"
+        click.echo(f"Error: {line}", err=True)
         sys.exit(2)
 
 

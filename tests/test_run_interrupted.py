@@ -19,6 +19,7 @@ from click.testing import CliRunner
 from console import fails, largest_file, listen_to_interrupts
 
 from ezaudio.runtime.command import Command, FloatRange, errors_only
+from ezaudio.runtime.errors import InputError
 
 RATE = 24000
 SCRIPT = Path(sys.executable).with_name("ezaudio-run")
@@ -102,6 +103,16 @@ def test_quiet_holds_back_what_is_logged(quiet):
 
     assert CliRunner().invoke(command, ["--quiet"] * quiet).stdout == f"{not quiet}\n"
     assert logger.isEnabledFor(logging.WARNING)
+
+
+def test_a_line_can_be_read():
+    @click.command(cls=Command)
+    def command() -> None:
+        raise InputError("no weights:" + "".join(f"\n  missing: {name}" for name in range(9000)))
+
+    result = CliRunner().invoke(command)
+    fails(result, "Error: no weights: missing: 0 missing: 1 ", " … ", " missing: 8999\n")
+    assert len(result.stderr) < 1100
 
 
 def test_a_number_that_is_none_is_in_no_range():
