@@ -22,6 +22,7 @@ Audio = NDArray[np.float32]
 MAX_CHANNELS = 8
 MIN_SAMPLE_RATE, MAX_SAMPLE_RATE = 4_000, 384_000
 MIN_DURATION_S, MAX_DURATION_S = 0.05, 24 * 3600.0
+BLOCK = 1 << 20  # frames
 MAX_MISSING_S = 0.1  # lengths that an MP3 header announces are not exact
 
 
@@ -53,15 +54,24 @@ def read_start(path: Path, max_duration_s: float, sample_rate: int) -> Audio:
         InputError: as `open_sound`, or the file is damaged or truncated.
     """
     with open_sound(path) as file:
-        wanted = min(file.frames, math.ceil(max_duration_s * file.samplerate))
-        try:
-            stretch = file.read(wanted, dtype="float32", always_2d=True)
-        except (soundfile.LibsndfileError, RuntimeError) as error:
-            raise InputError(f"'{path}' cannot be decoded: {error}") from error
-        source_rate = file.samplerate
-    if len(stretch) < wanted - MAX_MISSING_S * source_rate or not np.isfinite(stretch).all():
+        rate, got = file.samplerate, 0
+        wanted = min(file.frames, math.ceil(max_duration_s * rate))
+        resampler = soxr.ResampleStream(rate, sample_rate, 1, "float32") if rate != sample_rate else None
+        parts = []
+        while got < wanted:  # in blocks: an hour of eight channels is no reason to hold all of it twice
+            try:
+                block = file.read(min(BLOCK, wanted - got), dtype="float32", always_2d=True)
+            except (soundfile.LibsndfileError, RuntimeError) as error:
+                raise InputError(f"'{path}' cannot be decoded: {error}") from error
+            if not len(block):
+                break
+            if not np.isfinite(block).all():
+                raise InputError(f"'{path}' is truncated or holds NaN or infinity")
+            got += len(block)
+            mono = block.mean(1)
+            parts.append(mono if resampler is None else resampler.resample_chunk(mono))
+    if got < wanted - MAX_MISSING_S * rate:
         raise InputError(f"'{path}' is truncated or holds NaN or infinity")
-    audio = stretch.mean(1)
-    if source_rate != sample_rate:
-        audio = soxr.resample(audio, source_rate, sample_rate)
-    return np.asarray(audio[: round(max_duration_s * sample_rate)], np.float32)
+    if resampler is not None:
+        parts.append(resampler.resample_chunk(np.zeros(0, np.float32), last=True))
+    return np.asarray(np.concatenate(parts)[: round(max_duration_s * sample_rate)], np.float32)

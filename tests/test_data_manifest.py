@@ -19,6 +19,7 @@ from ezaudio.data import manifest as manifest_module
 from ezaudio.data.audio import check_header, normalize_peak, read_crop
 from ezaudio.data.dataset import ManifestDataset, PackedStrings, SkipReport, batches
 from ezaudio.data.manifest import Row, read_manifest, write_manifest
+from ezaudio.runtime import sound_file
 from ezaudio.runtime.errors import InputError, MissingExtraError
 from ezaudio.runtime.sound_file import read_start
 
@@ -157,6 +158,15 @@ def test_channels_are_mixed_as_the_official_code_does(tmp_path: Path) -> None:
     np.testing.assert_array_equal(crops[1][0], sound[:, 0])
     np.testing.assert_array_equal(read_start(tmp_path / "2.wav", 0.5, RATE), sound[:12000, :2].mean(1))
     assert len(read_start(tmp_path / "2.wav", 9.0, 16000)) == 16000
+
+
+@pytest.mark.parametrize("block", [1, 1000, 1 << 20])
+def test_blocks_of_a_file_are_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, block: int) -> None:
+    monkeypatch.setattr(sound_file, "BLOCK", block)
+    sound = np.random.default_rng(0).uniform(-1, 1, (3001, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", sound, 16000, subtype="FLOAT")
+    np.testing.assert_array_equal(read_start(tmp_path / "a.wav", 1.0, 16000), sound.mean(1))
+    np.testing.assert_array_equal(read_start(tmp_path / "a.wav", 1.0, RATE), soxr.resample(sound.mean(1), 16000, RATE))
 
 
 def damaged_files(folder: Path) -> dict[str, str]:
