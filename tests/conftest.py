@@ -187,3 +187,11 @@ def poisoned_memory(request: pytest.FixtureRequest) -> Iterator[None]:
     assert torch.zeros(1).new_empty(3).isnan().all()
     yield
     torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture(scope="session")
+def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a tiny CLAP."""
+    import tiny_models
+
+    return tiny_models.save_clap(tmp_path_factory.mktemp("clap"))

@@ -11,6 +11,7 @@ import soundfile
 import tiny_models
 import torch
 from console import fails, killed_once, runner
+from tiny_models import noise
 
 from ezaudio.data import captioning, filtering
 from ezaudio.data.captioning import PROMPT, Captioner
@@ -22,18 +23,8 @@ run = runner("ezaudio-data")
 
 
 @pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save_clap(tmp_path_factory.mktemp("clap"))
-
-
-@pytest.fixture(scope="module")
 def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_qwen2_audio(tmp_path_factory.mktemp("qwen"))
-
-
-def noise(seed: int, rate: int, seconds: float = 0.4) -> np.ndarray:
-    rng, count = np.random.default_rng(seed), round(rate * seconds)
-    return (0.1 * rng.standard_normal(count) * np.linspace(rng.random(), 1, count)).astype(np.float32)
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 import soundfile
 import tiny_models
 from console import fails, runner
+from tiny_models import noise
 
 from ezaudio.data.filtering import Clap
 from ezaudio.data.manifest import Row, write_manifest
@@ -26,18 +27,8 @@ run = runner("ezaudio-data")
 
 
 @pytest.fixture(scope="module")
-def clap(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_models.save_clap(tmp_path_factory.mktemp("clap"))
-
-
-@pytest.fixture(scope="module")
 def tagger(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_models.save_tagger(tmp_path_factory.mktemp("tagger"))
-
-
-def noise(seed: int, rate: int, seconds: float = 0.5) -> np.ndarray:
-    rng, count = np.random.default_rng(seed), round(rate * seconds)
-    return (0.1 * rng.standard_normal(count) * np.linspace(rng.random(), 1, count)).astype(np.float32)
 
 
 @pytest.fixture

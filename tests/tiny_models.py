@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
@@ -23,6 +24,12 @@ from transformers import (
 
 SPECIAL = ["<s>", "<pad>", "</s>", "<unk>"]
 QWEN_SPECIAL = ["<|AUDIO|>", "<|audio_bos|>", "<|audio_eos|>", "<|im_start|>", "<|im_end|>"]
+
+
+def noise(seed: int, rate: int, seconds: float = 0.4) -> np.ndarray:
+    """Something to hear, float32 (T,)."""
+    rng, count = np.random.default_rng(seed), round(rate * seconds)
+    return (0.1 * rng.standard_normal(count) * np.linspace(rng.random(), 1, count)).astype(np.float32)
 
 
 def _tokenizer(special: list[str], **names: str) -> PreTrainedTokenizerFast:
