@@ -194,10 +194,12 @@ def quantize_products(model: ir.Model, levels: Mapping[str, str], default: str =
             new, part = _quantized(x if not parts else _left_over(model, node, x, parts[0]))
             model.graph.insert_before(node, new)
             parts.append(part)
-        terms = []
-        for part, ending in zip(parts, ("",) if level == INT8 else ("", ".again"), strict=False):
-            weights = _stored_weights(model, w, 2 if level == BOTH_WIDE else 1, ending)
-            terms += [_integer_product(part, one) for one in weights]
+        codes = _weight_codes(w, 2 if level == BOTH_WIDE else 1)
+        terms = [
+            _integer_product(part, _stored(model, *one, ending))
+            for part, ending in zip(parts, ("",) if level == INT8 else ("", ".again"), strict=False)
+            for one in codes
+        ]
         new_nodes = [new for term in terms for new in term]
         total = terms[0][-1]
         for term in terms[1:]:
@@ -206,20 +208,25 @@ def quantize_products(model: ir.Model, levels: Mapping[str, str], default: str =
         _replace(model, node, new_nodes, w)
 
 
-def _stored_weights(model: ir.Model, weight: ir.Value, count: int, ending: str) -> list[tuple[ir.Value, ...]]:
-    """Codes, zero points and scales of a weight and, with count 2, of what they leave over.
-
-    ending: of their names. Codes and zero points are of one product each, for ONNX Runtime makes others of them where
-    int8 overflows (`session.keep_integers_exact`) and fails at the second product; the weights file has them once.
-    """
+def _weight_codes(weight: ir.Value, count: int) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """Name, int8 codes and scales of a weight and, with count 2, of what they leave over."""
     assert weight.const_value is not None
     rest, found = weight.const_value.numpy(), []
     for name in (str(weight.name), f"{weight.name}.rest")[:count]:
         codes, scale = channel_codes(rest)
-        values = {f"int8{ending}": codes, f"zero{ending}": np.zeros(len(scale), np.int8), "scale": scale}
-        found.append(tuple(initializer(model, f"{name}.{key}", value) for key, value in values.items()))
+        found.append((name, codes, scale))
         rest = rest - codes * scale
     return found
+
+
+def _stored(model: ir.Model, name: str, codes: np.ndarray, scale: np.ndarray, ending: str) -> tuple[ir.Value, ...]:
+    """Codes, zero points and scales in a model.
+
+    ending: of their names. Codes and zero points are of one product each, for ONNX Runtime makes others of them where
+    int8 overflows (`session.keep_integers_exact`) and fails at the second product; the weights file has them once.
+    """
+    values = {f"int8{ending}": codes, f"zero{ending}": np.zeros(len(scale), np.int8), "scale": scale}
+    return tuple(initializer(model, f"{name}.{key}", value) for key, value in values.items())
 
 
 def _integer_product(x: tuple[ir.Value, ...], weight: tuple[ir.Value, ...]) -> list[ir.Node]:

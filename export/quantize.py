@@ -101,7 +101,7 @@ def quantize(model: ir.Model, nodes: Iterable[ir.Node], largest: Mapping[str, fl
             activations[x] = wide.outputs[0]
         name = policy.original_name(str(w.name))
         values, scales = code.of_weight(weight)
-        # Of this weight alone, see `precision._stored_weights`.
+        # Of this weight alone, see `precision._stored`.
         zeros = initializer(model, f"{name}.zeros", np.zeros(weight.shape[1], code.numpy))
         stored = initializer(model, f"{name}.{precision}", values)
         wide = _dequantized(stored, initializer(model, f"{name}.scales", scales), zeros, name, 1)

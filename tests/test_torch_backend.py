@@ -15,6 +15,7 @@ import pytest
 import torch
 from clip_cases import CASES, CONTROL, settings
 from console import fails, runner
+from torch_cases import gpu, no_gpu
 
 from ezaudio.runtime import backends
 from ezaudio.runtime.bundle_store import PACKAGED
@@ -24,10 +25,6 @@ from ezaudio.runtime.text_to_audio import TextToAudio
 from ezaudio.runtime.torch_backend.bundle import load_graphs
 from ezaudio.runtime.torch_backend.modules import num_bytes
 from ezaudio.runtime.torch_backend.sessions import TorchSessions
-
-DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-gpu = pytest.mark.skipif(DEVICE == "cpu", reason="needs a CUDA device")
-no_gpu = pytest.mark.skipif(DEVICE != "cpu", reason="stands in for a GPU where there is none")
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -157,7 +156,6 @@ def test_a_checkpoint_without_one_of_its_files_is_one_line(part: str, clips: Pat
         train("stage1", settings(num_steps=3), clips, tmp_path)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="POSIX limits")
 def test_a_full_disk_is_one_line_and_the_run_goes_on_later(
     clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
