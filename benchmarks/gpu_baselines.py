@@ -167,7 +167,8 @@ def compiled(ours: Ours, emit: Emit) -> None:
         before = counts[known]
         # As it leaves the embedding the stream is transposed: slower, and one more kind of block to compile.
         half.model.patch_embed.register_forward_hook(lambda module, inputs, stream: stream.contiguous())
-        for block in half.model.all_blocks():
+        # What an out block needs holds all that others need, and preparation may not come to a second kind.
+        for block in half.model.out_blocks if rig.prepares else half.model.all_blocks():
             block.compile(dynamic=False, **settings)
         step = guided_step(ours, half, dtype=next(half.parameters()).dtype)
         taken = seconds(lambda: step(TIMESTEP), rig.device)
