@@ -1,4 +1,4 @@
-"""The goals on one GPU, G1 to G11, and what each figure is at least made of. Needs nothing but Python."""
+"""The goals on one GPU, G1 to G11, and what each figure is at least made of."""
 
 from __future__ import annotations
 

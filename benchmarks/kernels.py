@@ -25,10 +25,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from checkout import ROOT
-from gpu_goals import KERNEL_BATCH, PASSES
-from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware, save
-from operators import FAULT, Case, all_cases, recorded, timed, wrong
+from checkout import ROOT, use_checkout
+
+use_checkout("kernels", "runtime")
+
+from gpu_goals import KERNEL_BATCH, PASSES  # noqa: E402
+from gpu_rig import GPU, REHEARSAL, Rig, copy_bandwidth, hardware, save  # noqa: E402
+from operators import FAULT, Case, all_cases, recorded, timed, wrong  # noqa: E402
 
 MODELS = ("l", "xl")
 BYTES_EACH = 6 * 2**30  # of a process, at most: attention in float64 and as plain operators

@@ -14,17 +14,14 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from checkout import use_checkout
 from gpu_goals import KERNEL_BATCH, Sizes, kernel_floor, sizes_of
 from gpu_rig import Rig, captured, cold_cache, milliseconds, settle
 from timing import spread
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-use_checkout("kernels", "runtime")
-
-from ezaudio import sampling  # noqa: E402
-from ezaudio.kernels import reference as ops  # noqa: E402
+from ezaudio import sampling
+from ezaudio.kernels import reference as ops
 
 Operator = Callable[..., Tensor | tuple[Tensor, ...]]
 BACKENDS = {

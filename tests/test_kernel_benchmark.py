@@ -28,6 +28,35 @@ def test_without_a_gpu_nothing_is_measured(tmp_path: Path) -> None:
     assert all(row.endswith("not measured") for row in rows)
 
 
+# Where the package is not installed, it is found in the checkout alone.
+NOT_INSTALLED = f"""
+import sys
+from importlib.machinery import PathFinder
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "ezaudio":
+            return None
+        if (root := {str(SCRIPT.parents[1])!r}) not in sys.path:
+            raise ModuleNotFoundError("No module named 'ezaudio'")
+        return PathFinder.find_spec(name, [root])
+
+sys.meta_path.insert(0, Finder())
+"""
+
+
+@pytest.mark.parametrize("name", ["gpu", "kernels", "tiles", "products", "gpu_profile"])
+def test_a_checkout_is_enough(name: str, tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(NOT_INSTALLED)
+    environment = os.environ | {"PYTHONPATH": str(tmp_path)}
+    bare = [sys.executable, "-c", "import ezaudio"]
+    assert subprocess.run(bare, cwd=tmp_path, env=environment, stderr=subprocess.DEVNULL).returncode == 1
+    command = [sys.executable, SCRIPT.with_name(f"{name}.py"), "--help"]
+    run = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+    assert f"python benchmarks/{name}.py" in run.stdout
+
+
 CHECK = """
 import sys
 sys.path.insert(0, "benchmarks")
