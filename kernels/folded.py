@@ -22,8 +22,8 @@ from ezaudio.kernels.skip_norm import _skip_norm_fwd_kernel
 
 # Rows and warps, the fastest in a row of launches on an H200, one clip's first: a tile that changed with the number of
 # clips would change an item's last bits with the company it is computed in.
-NORM_TILE = {"whole": (2, 4), "padded": (2, 4)}
-SKIP_TILE = {"whole": (2, 4), "padded": (2, 4)}
+NORM_TILE = {"whole": (1, 4), "padded": (1, 8)}
+SKIP_TILE = {"whole": (2, 8), "padded": (1, 4)}
 
 
 def norm(
