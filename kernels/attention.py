@@ -86,6 +86,9 @@ def _attention_fwd_kernel(
     out_main = tl.zeros([BLOCK_Q, MAIN], tl.float32)
     if TAIL > 0:
         out_tail = tl.zeros([BLOCK_Q, TAIL], tl.float32)
+    # Past a loop that may not run ptxas keeps no products of tensor cores in flight: each waits for the one before.
+    if v_ptr.dtype.element_ty != tl.float32:
+        tl.assume(keys > 0)
     for start in range(0, keys, BLOCK_K):
         key = start + tl.arange(0, BLOCK_K)
         valid = key < keys
@@ -166,6 +169,7 @@ def attend_packed(
     """Output (B, L, H, E) and lse (B, H, L) for keys that `pack` made; scale: of the scores, beside log₂e."""
     batch, heads, length, width = q.shape
     keys = v.shape[2]
+    assert min(length, keys) > 0
     main, tail = tile_widths(width)
     tile = forward_tile(q.dtype, tail, length, batch * heads)
     out, lse = _attention_fake(q, packed_k, v)

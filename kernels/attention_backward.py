@@ -178,6 +178,8 @@ def _attention_bwd_dkv_kernel(
         v_tail = load_head(v_ptr, v_offset, valid, MAIN, TAIL, E)
         dk_tail = tl.zeros([BLOCK_K, TAIL], tl.float32)
         dv_tail = tl.zeros([BLOCK_K, TAIL], tl.float32)
+    if TAIL == 0 and v_ptr.dtype.element_ty != tl.float32:  # as forward; with a tail none waits, and registers run out
+        tl.assume(length > 0)
     for start in range(0, length, BLOCK_Q):
         row = start + tl.arange(0, BLOCK_Q)
         row_mask = row < length

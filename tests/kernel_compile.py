@@ -280,6 +280,7 @@ def compile_launch(launch: Launch, capability: int) -> dict[str, Any]:
         "spilled_bytes": sum(map(int, re.findall(r"(\d+) bytes spill", usage))),
         "shared_bytes": compiled.metadata.shared,
         "wgmma": ptx.count("wgmma.mma_async"),
+        "serialized": re.findall(r".*wgmma.*serialized.*", usage),
         "mma": len(re.findall(r"\bmma\.sync", ptx)),
         "scalar_loads": len(re.findall(r"ld\.global\.b(?:16|32)\b", ptx)),
         "unset": unset_registers(disassembled(compiled.asm["cubin"])) if capability == 90 else [],
