@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from clip_cases import CASES, CONTROL, settings
 from console import fails, runner
+from typed import changed
 
-from ezaudio.checkpoints import open_source
-from ezaudio.export.bundle import export_bundle
+from ezaudio.export.precision import apply
 from ezaudio.runtime import backends, openvino_session
 from ezaudio.runtime.bundle_store import PACKAGED
 from ezaudio.runtime.errors import BundleError, CancelledError, InputError, MissingExtraError
@@ -35,9 +35,11 @@ def model(debug_bundle: Path) -> TextToAudio:
 
 
 @pytest.fixture(scope="module")
-def bf16_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def bf16_bundle(debug_bundle: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The debug bundle with its weights as an export in bf16 stores them."""
     folder = tmp_path_factory.mktemp("openvino") / "bf16"
-    export_bundle(open_source("debug", random_weights=True), folder, "bf16")
+    changed(debug_bundle, folder, lambda model, name: apply(model, name, "bf16"))
+    replace(read_manifest(folder), precision="bf16").write(folder)
     return folder
 
 

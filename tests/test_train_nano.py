@@ -22,8 +22,10 @@ from ezaudio.data.tokenizer import write_tokenizer
 from ezaudio.dit import MaskDiT
 from ezaudio.evaluation import judge_training, report
 from ezaudio.evaluation.judge import Judge, JudgeCard, JudgeNetwork
+from ezaudio.evaluation.progress import silent
 from ezaudio.runtime.errors import InputError
 from ezaudio.runtime.manifest import CARD_FILE, read_manifest
+from ezaudio.runtime.text_to_audio import TextToAudio
 from ezaudio.text import build_text_encoder
 from ezaudio.training.journal import read_metrics
 from ezaudio.training.nano import recipe as nano
@@ -36,6 +38,7 @@ from ezaudio.training.nano.autoencoder import (
     latent_transform,
     start_as_lapped_transform,
 )
+from ezaudio.training.nano.card import model_card
 from ezaudio.training.nano.start import start_as_pass_through, teach_names
 from ezaudio.training.nano.vocabulary import (
     KINDS,
@@ -298,13 +301,18 @@ def test_a_model_is_trained_further(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     )
     start = made.start
     assert start is not None
-    nano.train_nano(tmp_path, None, made, quiet=True, command="ezaudio-train nano RUN", count=5)
+    with monkeypatch.context() as stopped:  # before a bundle is made of it: as after any training
+        stopped.setattr(nano, "judge_model", Mock(side_effect=KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            nano.train_nano(tmp_path, None, made, quiet=True)
     before, after = start.dit().state_dict(), open_source(str(tmp_path / "model")).dit().state_dict()
     moved = [float((after[name] - value).norm() / value.norm()) for name, value in before.items() if value.ndim == 2]
     assert 0 < max(moved) < 0.1  # two steps of a warm-up from the packaged weights, not from new ones
     assert start.card is not None
     history = start.card.read_text(encoding="utf-8")
-    card = (tmp_path / "bundle" / CARD_FILE).read_text(encoding="utf-8")
+    judge = judge_training.kept_judge(tmp_path / "judge.safetensors", None, silent)
+    judged = report.evaluate(TextToAudio(), judge, report.draw_prompts(5), None, progress=silent)
+    card = model_card(tmp_path, made, None, "ezaudio-train nano RUN", judged)
     lines = ("| stage3-long |", "| stage2 |", "## How it was made")
     assert [card.count(line) - history.count(line) for line in lines] == [1, 0, 0]
     assert card.count("Seed 2.") - history.count("Seed 2.") == 1
