@@ -21,7 +21,7 @@ from ezaudio.kernels.operator import operator
 from ezaudio.kernels.reference import NORM_EPS
 from ezaudio.kernels.rounding import narrow
 
-NORM_TILE = {"whole": (2, 4), "padded": (2, 1)}  # rows, warps: the fastest of 8000 rows on an H200
+NORM_TILE = {"whole": (2, 4), "padded": (2, 1)}  # rows, warps: of 8000 rows on an H200 the fastest, or as fast
 
 
 @triton.jit
